@@ -1,0 +1,1 @@
+"""fairseq criterions of the plugin; importing this package registers them."""

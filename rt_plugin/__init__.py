@@ -1,0 +1,43 @@
+"""Recurrent RoBERTa for fairseq: `--user-dir rt_plugin`, or `import rt_plugin` before loading a checkpoint.
+
+The composition root. Where fairseq is installed, importing this package repairs what fairseq needs on today's Python
+and torch (`compat`) and registers the models, tasks and criterions. Without fairseq it does nothing, and
+`rt_plugin.reference`, `rt_plugin.ops` and `rt_plugin.modules` work with torch alone.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from ._version import __version__
+from .errors import UserError, show_user_errors_in_one_line
+
+__all__ = ["UserError", "__version__"]
+
+
+class _CheckoutFinder:
+    """Finds `rt_plugin.tasks` and `rt_plugin.criterions`, which lie beside this folder in an uninstalled checkout."""
+
+    @staticmethod
+    def find_spec(fullname, path=None, target=None):
+        parent, _, part = fullname.rpartition(".")
+        folder = Path(__file__).parent.parent / part
+        if parent != __name__ or part not in ("tasks", "criterions") or not (folder / "__init__.py").is_file():
+            return None
+        return importlib.util.spec_from_file_location(
+            fullname, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+
+
+def _register_with_fairseq() -> None:
+    show_user_errors_in_one_line()
+    from . import compat
+
+    compat.apply_all()
+    from . import criterions, model, tasks  # noqa: F401  (importing them registers their names)
+
+
+if not (Path(__file__).parent / "tasks").is_dir():
+    sys.meta_path.append(_CheckoutFinder)
+if importlib.util.find_spec("fairseq") is not None:
+    _register_with_fairseq()

@@ -1,0 +1,32 @@
+"""The error type for everything that a user can cause, and how fairseq's commands show it."""
+
+import os
+import sys
+
+
+class UserError(ValueError):
+    """A mistake in options, files or data, told in one line: what, where, what was expected, what to do."""
+
+
+def _runs_fairseq_command() -> bool:
+    program = os.path.abspath(sys.argv[0]) if sys.argv and sys.argv[0] else ""
+    folder, name = os.path.split(program)
+    return name.startswith("fairseq-") or os.path.basename(folder) == "fairseq_cli"
+
+
+def show_user_errors_in_one_line() -> None:
+    """Under a fairseq command, let an uncaught `UserError` end with its one line instead of a traceback.
+
+    Elsewhere (a notebook, somebody's own program) nothing changes: the error stays an exception.
+    """
+    if not _runs_fairseq_command():
+        return
+    previous = sys.excepthook
+
+    def hook(kind, error, trace):
+        if not isinstance(error, UserError):
+            return previous(kind, error, trace)
+        sys.stdout.flush()
+        print(f"rt_plugin: error: {error}", file=sys.stderr, flush=True)
+
+    sys.excepthook = hook

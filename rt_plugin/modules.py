@@ -1,0 +1,144 @@
+"""RecurrentFFN: the block of the paper that takes the place of a Transformer layer's feed-forward block."""
+
+import torch
+from torch import Tensor, nn
+
+from . import ops, reference
+from .errors import UserError
+
+RECURRENCE_TYPES = ("swish-rnn", "none")
+
+
+def default_inner_dim(embed_dim: int) -> int:
+    """d' = 8 d / 3 rounded to the nearest multiple of 8: 3 d d' parameters, as many as a feed-forward block's 2 d 4d.
+
+    344, 680, 1368, 2048, 2728 for d = 128, 256, 512, 768, 1024. The rounding is ours; the paper does not give it.
+    """
+    return max(1, round(embed_dim / 3)) * 8
+
+
+class RecurrentFFN(nn.Module):
+    """H = ((C + b_c) * g(X W2 + b_g)) W3 + b_3 with c[i] = Swish(c[i-k] - x1[i]) + x1[i] and X1 = X W1.
+
+    Source: arXiv 2205.11588 (see `reference`). Initial values (alpha 1, beta 0, biases 0: plain Swish; weights normal
+    with standard deviation 0.02, as BERT's) are ours; the paper does not give them.
+
+    Args:
+        embed_dim: d, the width of input and output.
+        inner_dim: d', default `default_inner_dim(embed_dim)`.
+        step_size: k, default 1; positions i and i-k are connected.
+        gate: g, "gelu" (default), "sigmoid" or "silu".
+        reverse: run right to left, default False.
+        recurrence_type: "swish-rnn" (default) or "none": the same gated block with c = x1, without alpha and beta.
+        impl: "auto" (default), "native" or "reference"; see `ops.swish_rnn`.
+        activation_dropout: probability of dropping an element before the output projection, default 0.
+        quant_noise, quant_noise_block_size: fairseq's quantisation noise on both projections, default off.
+
+    Shape:
+        x: (L, B, embed_dim) -> (L, B, embed_dim)
+
+    Raises:
+        UserError: a width or the step size is below 1, or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        inner_dim: int | None = None,
+        step_size: int = 1,
+        gate: str = "gelu",
+        reverse: bool = False,
+        recurrence_type: str = "swish-rnn",
+        impl: str = "auto",
+        activation_dropout: float = 0.0,
+        quant_noise: float = 0,
+        quant_noise_block_size: int = 8,
+    ):
+        super().__init__()
+        if inner_dim is None:
+            inner_dim = default_inner_dim(embed_dim)
+        for name, value in (("embed_dim", embed_dim), ("inner_dim", inner_dim), ("step_size", step_size)):
+            if value < 1:
+                raise UserError(f"RecurrentFFN: {name} is {value}, expected at least 1")
+        for name, value, known in (
+            ("gate", gate, tuple(reference.GATES)),
+            ("recurrence_type", recurrence_type, RECURRENCE_TYPES),
+            ("impl", impl, ops.IMPLEMENTATIONS),
+        ):
+            if value not in known:
+                raise UserError(f"RecurrentFFN: {name} is {value!r}, expected one of {', '.join(known)}")
+        self.embed_dim = embed_dim
+        self.inner_dim = inner_dim
+        self.step_size = step_size
+        self.gate = gate
+        self.reverse = reverse
+        self.recurrence_type = recurrence_type
+        self.impl = impl
+
+        self.in_proj = _quant_noise(
+            nn.Linear(embed_dim, 2 * inner_dim, bias=False), quant_noise, quant_noise_block_size
+        )
+        if recurrence_type == "swish-rnn":
+            self.alpha = nn.Parameter(torch.ones(inner_dim))
+            self.beta = nn.Parameter(torch.zeros(inner_dim))
+        self.c_bias = nn.Parameter(torch.zeros(inner_dim))
+        self.gate_bias = nn.Parameter(torch.zeros(inner_dim))
+        self.dropout = nn.Dropout(activation_dropout)
+        self.out_proj = _quant_noise(nn.Linear(inner_dim, embed_dim), quant_noise, quant_noise_block_size)
+        for projection in (self.in_proj, self.out_proj):
+            nn.init.normal_(projection.weight, std=0.02)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Apply the block.
+
+        Args:
+            x: (L, B, embed_dim).
+            padding_mask: (B, L), True where a position is padding, or None. Padded inputs are set to 0: in_proj has no
+                bias, so x1 = 0 there, c stays 0 up to the first token, and padding after a sentence changes nothing in
+                either direction.
+
+        Returns:
+            (L, B, embed_dim); what stands at padded positions has no meaning.
+        """
+        if padding_mask is not None:
+            x = x.masked_fill(padding_mask.t().unsqueeze(-1), 0)
+        x12 = self.in_proj(x)
+        if self.recurrence_type == "none":
+            h = self._without_recurrence(x12)
+        else:
+            h = ops.swish_rnn(
+                x12,
+                self.alpha,
+                self.beta,
+                self.c_bias,
+                self.gate_bias,
+                step_size=self.step_size,
+                gate=self.gate,
+                reverse=self.reverse,
+                impl=self.impl,
+            )
+        return self.out_proj(self.dropout(h))
+
+    def _without_recurrence(self, x12: Tensor) -> Tensor:
+        x1, x2 = x12.chunk(2, dim=-1)
+        return reference.gated_output(x1, x2, self.c_bias.to(x12.dtype), self.gate_bias.to(x12.dtype), self.gate)
+
+    def extra_repr(self) -> str:
+        direction = "backward" if self.reverse else "forward"
+        return (
+            f"{self.embed_dim}, inner_dim={self.inner_dim}, step_size={self.step_size}, gate={self.gate}, "
+            f"direction={direction}, recurrence_type={self.recurrence_type}, impl={self.impl}"
+        )
+
+
+def _quant_noise(module: nn.Linear, probability: float, block_size: int) -> nn.Module:
+    if not probability:
+        return module
+    try:
+        from fairseq.modules.quant_noise import quant_noise
+    except ImportError as error:
+        raise UserError(
+            "RecurrentFFN: quant_noise needs fairseq; pip install fairseq-fixed, or leave it at 0"
+        ) from error
+    return quant_noise(module, probability, block_size)
