@@ -14,6 +14,7 @@ import pickle
 import shutil
 import time
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -105,6 +106,23 @@ def numpy_compat_long(patches: Patches) -> None:
     """`--sample-break-mode eos` asks for np.compat.long; numpy 2 has no np.compat."""
     if not hasattr(np, "compat"):
         patches.set(np, "compat", types.SimpleNamespace(long=int))
+
+
+@_repair
+def warnings_for_fairseq(patches: Patches) -> None:
+    """Every fairseq command prints a screen of deprecation warnings of hydra and torch that only fairseq could act on."""
+    before = list(warnings.filters)
+    for message in (
+        r"hydra\.experimental",
+        r"\s*The version_base parameter is not specified",
+        r"In 'config': Usage of deprecated keyword",
+        r"\s*'config' is validated against ConfigStore schema",
+        r"\s*The strict flag in the compose API is deprecated",
+        r"`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated",
+        r"'pin_memory' argument is set as true but no accelerator is found",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    patches.on_undo(functools.partial(setattr, warnings, "filters", before))
 
 
 @_repair
