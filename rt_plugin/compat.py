@@ -110,7 +110,7 @@ def numpy_compat_long(patches: Patches) -> None:
 
 @_repair
 def warnings_for_fairseq(patches: Patches) -> None:
-    """Every fairseq command prints a screen of deprecation warnings of hydra and torch that only fairseq could act on."""
+    """Every fairseq command prints a screen of warnings of hydra and torch that only fairseq could act on."""
     before = list(warnings.filters)
     for message in (
         r"hydra\.experimental",
@@ -126,19 +126,22 @@ def warnings_for_fairseq(patches: Patches) -> None:
 
 
 @_repair
-def bf16_without_tpu(patches: Patches) -> None:
-    """`--bf16` switches fairseq's TPU flag on; where no XLA is installed, bfloat16 is meant for the GPU or CPU."""
+def half_precision_flags(patches: Patches) -> None:
+    """`--bf16` switches fairseq's TPU flag on; where no XLA is installed, bfloat16 is meant for the GPU or CPU.
+    `--fp16` on a CPU flattens the gradients into a CUDA tensor; there they must stay as they are."""
     call_main = distributed_utils.call_main
 
     @functools.wraps(call_main)
-    def call_main_without_tpu(cfg, main, **kwargs):
+    def call_main_with_right_flags(cfg, main, **kwargs):
         if cfg.common.bf16 and importlib.util.find_spec("torch_xla") is None:
             for group in cfg.values():  # the flag is copied into criterion, optimiser and others
                 if hasattr(group, "get") and group.get("tpu"):
                     group.tpu = False
+        if cfg.common.cpu or not torch.cuda.is_available():
+            cfg.common.fp16_no_flatten_grads = True
         return call_main(cfg, main, **kwargs)
 
-    patches.set(distributed_utils, "call_main", call_main_without_tpu)
+    patches.set(distributed_utils, "call_main", call_main_with_right_flags)
 
 
 @_repair
