@@ -64,7 +64,7 @@ class RtGlueCriterion(FairseqCriterion):
         """Log the mean loss (bits for classes, squared error for scores) and, in training, the accuracy."""
         rows = sum(log.get("sample_size", 0) for log in logging_outputs)
         loss = sum(log.get("loss", 0) for log in logging_outputs)
-        metrics.log_scalar("loss", loss / rows, rows)
+        metrics.log_scalar("loss", loss / rows, rows, round=6)
         if any("ncorrect" in log for log in logging_outputs):
             correct = sum(log.get("ncorrect", 0) for log in logging_outputs)
             metrics.log_scalar("accuracy", correct / rows, rows, round=4)

@@ -12,6 +12,7 @@ The layout is the one of fairseq's `sentence_prediction`.
 """
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -225,13 +226,15 @@ def _prepare_split(
         report(f"left out: {error}")
 
     examples = read_examples(task, split, path, on_broken_row if skip_broken_rows else None)
+    # the rows of one MultiRC passage follow each other and share it
+    encode = functools.lru_cache(maxsize=16)(lambda text: " ".join(tools.encoder.encode(text)))
     labels, groups = [], []
     summary = BinarizeSummary()
     binarizer = VocabularyDatasetBinarizer(tools.dictionary, append_eos=True)
     builders = [_Builder(folder / f"input{i}" / split, len(tools.dictionary)) for i in range(len(task.texts))]
     for example in _with_progress(examples, report):
         for builder, text in zip(builders, example.texts, strict=True):
-            builder.add(binarizer.binarize_line(" ".join(tools.encoder.encode(text)), summary))
+            builder.add(binarizer.binarize_line(encode(text), summary))
         labels.append(example.label)
         groups.append(example.group)
     if not labels:
@@ -382,6 +385,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         prepare(args)
     except UserError as error:
-        print(f"prepare_glue: error: {error}", file=sys.stderr)
+        print(f"prepare_glue.py: error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -8,8 +8,10 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
-
-# scikit-learn and scipy.stats are imported inside the functions: importing the plugin must not wait a second for them.
+import torch
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from torch import Tensor
 
 
 def evaluate(
@@ -24,46 +26,34 @@ def evaluate(
         groups: (N,) the group that each row belongs to; for `exact_match` and `choice_accuracy`.
 
     Returns:
-        name -> value; nan where it is undefined (no rows; a correlation with a constant).
+        name -> value; nan where it is undefined (no rows, outputs that are not finite, a correlation with a constant).
     """
-    if len(targets) == 0:
+    if len(targets) == 0 or not np.isfinite(outputs).all():
         return dict.fromkeys(names, math.nan)
     return {name: float(METRICS[name](outputs, targets, groups)) for name in names}
 
 
 def _accuracy(outputs, targets, groups):
-    from sklearn.metrics import accuracy_score
-
     return accuracy_score(targets, outputs.argmax(axis=1))
 
 
 def _f1(outputs, targets, groups):
-    from sklearn.metrics import f1_score
-
     return f1_score(targets, outputs.argmax(axis=1), zero_division=0.0)
 
 
 def _f1_macro(outputs, targets, groups):
-    from sklearn.metrics import f1_score
-
     return f1_score(targets, outputs.argmax(axis=1), average="macro", zero_division=0.0)
 
 
 def _mcc(outputs, targets, groups):
-    from sklearn.metrics import matthews_corrcoef
-
     return matthews_corrcoef(targets, outputs.argmax(axis=1))
 
 
 def _pearson(outputs, targets, groups):
-    from scipy.stats import pearsonr
-
     return _correlation(pearsonr, outputs[:, 0], targets)
 
 
 def _spearman(outputs, targets, groups):
-    from scipy.stats import spearmanr
-
     return _correlation(spearmanr, outputs[:, 0], targets)
 
 
@@ -110,3 +100,33 @@ METRICS: dict[str, Callable] = {
     "choice_accuracy": _choice_accuracy,
 }
 LOWER_IS_BETTER = frozenset({"rmse"})
+
+
+class CollectedOutputs:
+    """The model's outputs over a dev set, row by row, in all processes.
+
+    A row counts once, however often it is seen: with several processes, fairseq fills up the last batches of some with
+    rows of the first.
+    """
+
+    def __init__(self):
+        self._outputs: dict[int, np.ndarray] = {}
+
+    def add(self, ids: Tensor, outputs: Tensor) -> None:
+        """Keep outputs (B, C) of the rows `ids` (B,)."""
+        values = outputs.detach().cpu().double().numpy()
+        self._outputs.update(zip(ids.tolist(), values, strict=True))
+
+    def gather(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers (N,), ascending, and outputs (N, C) of all processes; all of them must call this."""
+        merged = self._outputs
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            parts = [None] * distributed.get_world_size()
+            distributed.all_gather_object(parts, self._outputs)
+            merged = {row: values for part in parts for row, values in part.items()}
+        rows = np.array(sorted(merged), dtype=np.int64)
+        return rows, np.array([merged[row] for row in rows.tolist()])
+
+    def clear(self) -> None:
+        self._outputs = {}

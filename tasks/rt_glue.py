@@ -10,7 +10,7 @@ from typing import Optional
 
 import numpy as np
 import torch
-from fairseq.data import Dictionary, FairseqDataset, data_utils
+from fairseq.data import Dictionary, data_utils
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask, register_task
@@ -20,6 +20,7 @@ from torch import Tensor
 from rt_plugin import glue_metrics
 from rt_plugin.errors import UserError
 from rt_plugin.glue_data import GLUE_FILE, find_task, load_dictionary, read_glue_file
+from rt_plugin.glue_dataset import GlueDataset
 from rt_plugin.model_folder import DICTIONARY_FILE, LABEL_DICTIONARY_FILE, copy_files
 from rt_plugin.text import NORMALIZATION_FILE, TOKENIZER_FILE, TextEncoder
 
@@ -69,128 +70,6 @@ class RtGlueConfig(FairseqDataclass):
     seed: int = II("common.seed")
 
 
-class GlueDataset(FairseqDataset):
-    """Sentences or sentence pairs as one input each: `<s> a </s>` or `<s> a </s> </s> b </s>`.
-
-    Args:
-        inputs: one or two indexed data sets of N rows, each row ending with </s>.
-        dictionary: of the inputs.
-        max_positions: longer inputs are cut to this length; of a pair, the longer text first.
-        targets: (N,) class indices or scores from 0 to 1; None without labels.
-        groups: (N,) the group of each row, or None.
-        shuffle_seed: rows come in a new random order each epoch, a function of (seed, epoch); None: by length.
-    """
-
-    def __init__(self, inputs, dictionary, max_positions, targets=None, groups=None, shuffle_seed=None):
-        self.inputs = inputs
-        self.dictionary = dictionary
-        self.max_positions = max_positions
-        self.targets = targets
-        self.groups = groups
-        self.shuffle_seed = shuffle_seed
-        self.epoch = 1
-        # every input brings <s> or a second </s> in addition to its own </s>
-        self.sizes = np.minimum(sum(np.asarray(i.sizes) + 1 for i in inputs), max_positions)
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def __getitem__(self, index: int) -> dict:
-        texts = [dataset[index][:-1] for dataset in self.inputs]
-        lengths = cut_lengths([len(text) for text in texts], self.max_positions - 2 * len(texts))
-        bos, eos = self.dictionary.bos(), self.dictionary.eos()
-        tokens = []
-        for text, length, first in zip(texts, lengths, (bos, eos), strict=False):
-            tokens += [torch.tensor([first]), text[:length], torch.tensor([eos])]
-        return {"id": index, "tokens": torch.cat(tokens).long()}
-
-    def collater(self, samples: list[dict]) -> dict:
-        """A batch; target: (B,) int64 classes or float64 scores, absent without labels."""
-        if not samples:
-            return {}
-        ids = torch.tensor([sample["id"] for sample in samples])
-        tokens = [sample["tokens"] for sample in samples]
-        batch = {
-            "id": ids,
-            "net_input": {
-                "src_tokens": data_utils.collate_tokens(tokens, self.dictionary.pad()),
-                "src_lengths": torch.tensor([len(t) for t in tokens]),
-            },
-            "nsentences": len(samples),
-            "ntokens": sum(len(t) for t in tokens),
-        }
-        if self.targets is not None:
-            batch["target"] = torch.from_numpy(self.targets[ids.numpy()])
-        return batch
-
-    def num_tokens(self, index: int) -> int:
-        return self.sizes[index]
-
-    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
-        return self.sizes[indices]
-
-    def size(self, index: int) -> int:
-        return self.sizes[index]
-
-    def ordered_indices(self) -> np.ndarray:
-        if self.shuffle_seed is None:
-            return np.argsort(self.sizes, kind="stable")
-        with data_utils.numpy_seed(self.shuffle_seed, self.epoch):
-            return np.random.permutation(len(self))
-
-    def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
-        # fairseq's multiple is 8 by default, and then it drops the last rows of every data set
-        return super().batch_by_size(indices, max_tokens, max_sentences, required_batch_size_multiple=1)
-
-    @property
-    def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        return self.shuffle_seed is None
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-
-def cut_lengths(lengths: list[int], room: int) -> list[int]:
-    """Lengths of one or two texts that fit into `room` tokens: the longer one loses first, then both alike."""
-    if len(lengths) == 1:
-        return [min(lengths[0], room)]
-    shorter = min(min(lengths), room // 2)
-    first, second = lengths
-    if first <= second:
-        return [shorter, min(second, room - shorter)]
-    return [min(first, room - shorter), shorter]
-
-
-class CollectedOutputs:
-    """The model's outputs over a dev set, row by row, in all processes.
-
-    A row counts once, however often it is seen: with several processes, fairseq fills up the last batches of some with
-    rows of the first.
-    """
-
-    def __init__(self):
-        self._outputs: dict[int, np.ndarray] = {}
-
-    def add(self, ids: Tensor, outputs: Tensor) -> None:
-        """Keep outputs (B, C) of the rows `ids` (B,)."""
-        values = outputs.detach().cpu().double().numpy()
-        self._outputs.update(zip(ids.tolist(), values, strict=True))
-
-    def gather(self) -> tuple[np.ndarray, np.ndarray]:
-        """Row numbers (N,), ascending, and outputs (N, C) of all processes; all of them must call this."""
-        merged = self._outputs
-        distributed = torch.distributed
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            parts = [None] * distributed.get_world_size()
-            distributed.all_gather_object(parts, self._outputs)
-            merged = {row: values for part in parts for row, values in part.items()}
-        rows = np.array(sorted(merged), dtype=np.int64)
-        return rows, np.array([merged[row] for row in rows.tolist()]).reshape(len(rows), -1)
-
-    def clear(self) -> None:
-        self._outputs = {}
-
-
 @register_task("rt_glue", dataclass=RtGlueConfig)
 class RtGlueTask(FairseqTask):
     """Classification or regression of sentences and sentence pairs.
@@ -202,7 +81,13 @@ class RtGlueTask(FairseqTask):
         label_dictionary: class names after the special symbols; None for regression.
     """
 
-    def __init__(self, cfg: RtGlueConfig, glue_task, dictionary: Dictionary, label_dictionary: Dictionary | None):
+    def __init__(
+        self,
+        cfg: RtGlueConfig,
+        glue_task: glue_specs.GlueTask,
+        dictionary: Dictionary,
+        label_dictionary: Dictionary | None,
+    ):
         super().__init__(cfg)
         self.glue_task = glue_task
         self.dictionary = dictionary
@@ -211,7 +96,7 @@ class RtGlueTask(FairseqTask):
         self.is_regression = glue_task.is_regression
         self.score_range = glue_task.score_range
         self._positions = cfg.max_positions or DEFAULT_MAX_POSITIONS
-        self._collected = CollectedOutputs()
+        self._collected = glue_metrics.CollectedOutputs()
         self._evaluated_split: str | None = None
         self._metrics_file: Path | None = None
         # fairseq-train reduces after every batch and ends with post_validate; fairseq-validate reduces once
@@ -294,14 +179,7 @@ class RtGlueTask(FairseqTask):
             UserError: the split is not there, its files differ in length, or a label is none of the task's.
         """
         folder = Path(self.cfg.data)
-        inputs = [self._load_input(folder / name / split) for name in ("input0", "input1") if (folder / name).is_dir()]
-        if not inputs or inputs[0] is None:
-            found = sorted({p.stem for p in (folder / "input0").glob("*.idx")})
-            raise UserError(
-                f"{folder}: no split {split!r}; there are: {', '.join(found) or 'none'} (input0/<split>.idx); "
-                "prepare it with scripts/prepare_glue.py"
-            )
-        inputs = [dataset for dataset in inputs if dataset is not None]
+        inputs = self._load_inputs(folder, split)
         targets = self._load_targets(folder / "label" / split)
         groups_path = folder / "group" / f"{split}.txt"
         groups = np.loadtxt(groups_path, dtype=np.int64, ndmin=1) if groups_path.is_file() else None
@@ -313,8 +191,17 @@ class RtGlueTask(FairseqTask):
         logger.info("loaded %d rows of %s", len(self.datasets[split]), split)
         return self.datasets[split]
 
-    def _load_input(self, prefix: Path):
-        return data_utils.load_indexed_dataset(str(prefix), self.dictionary)
+    def _load_inputs(self, folder: Path, split: str) -> list:
+        names = [name for name in ("input0", "input1") if (folder / name).is_dir()]
+        inputs = [data_utils.load_indexed_dataset(str(folder / name / split), self.dictionary) for name in names]
+        if not inputs or None in inputs:
+            found = ", ".join(sorted({path.stem for path in folder.glob("input*/*.idx")})) or "none"
+            raise UserError(
+                f"{folder}: split {split!r} is not complete there; splits found: {found}; expected "
+                f"{', '.join(f'{name}/{split}.idx' for name in names or ['input0'])}; prepare it with "
+                "scripts/prepare_glue.py"
+            )
+        return inputs
 
     def _load_targets(self, prefix: Path) -> np.ndarray | None:
         """(N,) class indices or scores of a split, or None where it has no labels."""
