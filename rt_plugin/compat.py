@@ -24,6 +24,7 @@ from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.models import distributed_fairseq_model
+from fairseq.trainer import Trainer
 
 from .errors import UserError
 
@@ -128,20 +129,33 @@ def warnings_for_fairseq(patches: Patches) -> None:
 @_repair
 def half_precision_flags(patches: Patches) -> None:
     """`--bf16` switches fairseq's TPU flag on; where no XLA is installed, bfloat16 is meant for the GPU or CPU.
-    `--fp16` on a CPU flattens the gradients into a CUDA tensor; there they must stay as they are."""
-    call_main = distributed_utils.call_main
+    `--fp16` on a CPU flattens the gradients into a CUDA tensor; there they must stay as they are.
+
+    Two places: fairseq-train imports the plugin before call_main, fairseq-hydra-train after it.
+    """
+    call_main, init_trainer = distributed_utils.call_main, Trainer.__init__
 
     @functools.wraps(call_main)
     def call_main_with_right_flags(cfg, main, **kwargs):
-        if cfg.common.bf16 and importlib.util.find_spec("torch_xla") is None:
-            for group in cfg.values():  # the flag is copied into criterion, optimiser and others
-                if hasattr(group, "get") and group.get("tpu"):
-                    group.tpu = False
-        if cfg.common.cpu or not torch.cuda.is_available():
-            cfg.common.fp16_no_flatten_grads = True
+        _set_half_precision_flags(cfg)
         return call_main(cfg, main, **kwargs)
 
+    @functools.wraps(init_trainer)
+    def init_trainer_with_right_flags(self, cfg, *args, **kwargs):
+        _set_half_precision_flags(cfg)
+        init_trainer(self, cfg, *args, **kwargs)
+
     patches.set(distributed_utils, "call_main", call_main_with_right_flags)
+    patches.set(Trainer, "__init__", init_trainer_with_right_flags)
+
+
+def _set_half_precision_flags(cfg) -> None:
+    if cfg.common.bf16 and importlib.util.find_spec("torch_xla") is None:
+        for group in cfg.values():  # the flag is copied into criterion, optimiser and others
+            if hasattr(group, "get") and group.get("tpu"):
+                group.tpu = False
+    if cfg.common.cpu or not torch.cuda.is_available():
+        cfg.common.fp16_no_flatten_grads = True
 
 
 @_repair

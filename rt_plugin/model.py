@@ -85,15 +85,15 @@ class RecurrentEncoder(TransformerEncoder):
 
     def build_encoder_layer(self, args):
         cfg = TransformerConfig.from_namespace(args)
-        layer = RecurrentEncoderLayer(
-            cfg, self.build_recurrence(args, self._directions_left.pop(0)), return_fc=self.return_fc
-        )
+        recurrence = self.build_recurrence(self.args, self._directions_left.pop(0))
+        layer = RecurrentEncoderLayer(cfg, recurrence, return_fc=self.return_fc)
         if cfg.checkpoint_activations:
             layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
         # as in fairseq: a checkpointed layer is always a unit for FSDP, however small
         return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
 
     def build_recurrence(self, args, direction: str) -> RecurrentFFN:
+        """One block, from the options of the command line (fairseq's TransformerConfig knows nothing of them)."""
         return RecurrentFFN(
             args.encoder_embed_dim,
             args.recurrence_dim,
@@ -227,9 +227,9 @@ def check_recurrence_options(args) -> None:
     """Raise a `UserError` for an option of the recurrence that is unknown or out of range (Hydra checks nothing)."""
     options = {name: value for name, value in _items(args) if name.startswith("recurrence_")}
     for name, value in options.items():
-        option = "--" + name.replace("_", "-")
+        option = _option(name)
         if name not in RECURRENCE_DEFAULTS:
-            known = ", ".join(RECURRENCE_DEFAULTS)
+            known = ", ".join(map(_option, RECURRENCE_DEFAULTS))
             raise UserError(f"{option} {value}: there is no such option of the recurrence; known are {known}")
         if name in RECURRENCE_CHOICES:
             names = value.split(",") if name == "recurrence_direction" else [value]
@@ -242,6 +242,10 @@ def check_recurrence_options(args) -> None:
             "--ffn-blocks-to-remove and --ffn-reg-scale-factor prune feed-forward blocks, and a recurrent_roberta "
             "has none; leave them out"
         )
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _items(args):
