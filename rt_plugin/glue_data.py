@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from fairseq.binarizer import BinarizeSummary, VocabularyDatasetBinarizer
 from fairseq.data import Dictionary, indexed_dataset
 
 from rt_plugin.tasks.glue_specs import BY_NAME, TASKS, GlueTask
@@ -81,7 +80,7 @@ def load_dictionary(path: Path) -> Dictionary:
 
 @dataclass
 class SplitCounts:
-    """What went into one split."""
+    """What went into one split; `tokens` counts </s> as well."""
 
     file: str
     rows: int = 0
@@ -114,6 +113,10 @@ class TextTools:
         dictionary = load_dictionary(path)
         encoder.check_dictionary(dictionary.symbols, str(path))
         return cls(encoder, dictionary, path)
+
+    def encode(self, text: str) -> torch.Tensor:
+        """(length,) int32 token ids of a text, with </s> at the end."""
+        return self.dictionary.encode_line(" ".join(self.encoder.encode(text)), add_if_not_exist=False)
 
 
 def source_folder(task: GlueTask, glue_dir: Path) -> Path | None:
@@ -227,14 +230,15 @@ def _prepare_split(
 
     examples = read_examples(task, split, path, on_broken_row if skip_broken_rows else None)
     # the rows of one MultiRC passage follow each other and share it
-    encode = functools.lru_cache(maxsize=16)(lambda text: " ".join(tools.encoder.encode(text)))
+    encode = functools.lru_cache(maxsize=16)(tools.encode)
     labels, groups = [], []
-    summary = BinarizeSummary()
-    binarizer = VocabularyDatasetBinarizer(tools.dictionary, append_eos=True)
     builders = [_Builder(folder / f"input{i}" / split, len(tools.dictionary)) for i in range(len(task.texts))]
     for example in _with_progress(examples, report):
         for builder, text in zip(builders, example.texts, strict=True):
-            builder.add(binarizer.binarize_line(encode(text), summary))
+            ids = encode(text)
+            builder.add(ids)
+            counts.tokens += len(ids)
+            counts.unknown += int((ids == tools.dictionary.unk()).sum())
         labels.append(example.label)
         groups.append(example.group)
     if not labels:
@@ -244,7 +248,7 @@ def _prepare_split(
     _write_labels(task, labels, folder / "label" / split, counts)
     if task.group:
         (folder / "group" / f"{split}.txt").write_text("".join(f"{group}\n" for group in groups))
-    counts.rows, counts.tokens, counts.unknown = len(labels), summary.num_tok, summary.num_replaced
+    counts.rows = len(labels)
     return counts
 
 

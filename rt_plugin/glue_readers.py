@@ -72,7 +72,7 @@ def read_examples(
     for number, line in lines:
         try:
             # a list: a broken line gives all of its examples or none
-            examples = list(_READERS[task.reader](task, split, path, number, line))
+            examples = list(READERS[task.reader](task, split, path, number, line))
         except UserError as error:
             if on_broken_row is None:
                 raise
@@ -159,7 +159,7 @@ def _mark_word(row: _Row, sentence_key: str, start_key: str, end_key: str) -> st
     return f'{sentence[:start]}"{sentence[start:end]}"{sentence[end:]}'
 
 
-_READERS: dict[str, Callable[..., Iterator[Example]]] = {
+READERS: dict[str, Callable[..., Iterator[Example]]] = {
     "tsv": _read_tsv,
     "jsonl": _read_jsonl,
     "multirc": _read_multirc,
