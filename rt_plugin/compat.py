@@ -121,6 +121,7 @@ def warnings_for_fairseq(patches: Patches) -> None:
         r"\s*The strict flag in the compose API is deprecated",
         r"`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated",
         r"'pin_memory' argument is set as true but no accelerator is found",
+        r"`broadcast_buffers` is deprecated",
     ):
         warnings.filterwarnings("ignore", message=message)
     patches.on_undo(functools.partial(setattr, warnings, "filters", before))
@@ -219,7 +220,9 @@ def unreadable_checkpoint(patches: Patches) -> None:
     def load_readable_checkpoint(path, *args, **kwargs):
         try:
             return load_to_cpu(path, *args, **kwargs)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except FileNotFoundError:
+            raise
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             others = sorted(p.name for p in Path(path).parent.glob("checkpoint*.pt") if p.name != Path(path).name)
             raise UserError(
                 f"checkpoint {path} cannot be read ({os.path.getsize(path):,} bytes; {_first_line(error)}): "

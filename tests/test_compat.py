@@ -82,6 +82,7 @@ def test_half_precision_flags():
         "distributed_init_method": "",
         "distributed_world_size": 1,
         "distributed_no_spawn": True,
+        "device_id": 0,
     }
 
     def flags():
