@@ -120,8 +120,8 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         """The `topk` most probable tokens for the one `<mask>` in a sentence.
 
         Returns:
-            (sentence with the token filled in, its probability over the whole vocabulary, the token), most probable
-            first. Special tokens are never proposed.
+            (sentence with the token filled in, its probability over the whole vocabulary, the token, with a space in
+            front where it begins a word), most probable first. Special tokens are never proposed.
 
         Raises:
             UserError: the sentence does not hold exactly one <mask>.
@@ -176,9 +176,9 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
 
     def _filled(self, before: str, piece: str, after: str, probability: float) -> tuple[str, float, str]:
         token = self._text([piece])
-        starts_word = piece.startswith("\u2581") and before.strip()
-        before = before.rstrip() + " " if starts_word else before.rstrip()
-        return before + token + after, probability, token
+        if piece.startswith("\u2581"):
+            token = " " + token
+        return (before.rstrip() + token + after).lstrip(), probability, token
 
     def _never_proposed(self) -> list[int]:
         dictionary = self.task.source_dictionary

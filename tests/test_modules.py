@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
 
+from conftest import REPOSITORY
 from rt_plugin import UserError
 from rt_plugin.modules import RecurrentFFN, default_inner_dim
 
