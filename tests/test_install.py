@@ -1,6 +1,7 @@
 """Installed, editable and uninstalled: the same names work, and nothing else is left in site-packages."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from conftest import REPOSITORY
 
@@ -38,7 +40,7 @@ def use(cwd, site=None, python_path=""):
     code = f"import site; site.addsitedir({str(site)!r})\n{USE}" if site else USE
     environment = {**os.environ, "PYTHONPATH": str(python_path), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        [sys.executable, "-P", "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip().splitlines()[-1]
@@ -55,6 +57,18 @@ def wheel(tmp_path_factory):
 
 def test_checkout_that_is_not_installed(tmp_path):
     assert use(tmp_path, python_path=REPOSITORY) == str(REPOSITORY / "rt_plugin")
+
+
+def test_nothing_in_a_plain_install_brings_a_torch_of_its_own(wheel):
+    """Neither the build nor a dependency: fairseq's isolated build would, so it is an extra."""
+    project = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.findall(r'^requires = \["([a-z]+)[^",]*"\]$', project, re.MULTILINE) == ["setuptools"]
+    metadata = zipfile.ZipFile(wheel).read(f"{wheel.name.split('-py3')[0]}.dist-info/METADATA").decode()
+    requirements = [
+        Requirement(line.split(": ")[1]) for line in metadata.splitlines() if line.startswith("Requires-Dist")
+    ]
+    plain = {r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})}
+    assert plain == {"torch", "numpy", "sentencepiece", "sacremoses"}
 
 
 def test_wheel_holds_one_top_level_package(wheel):
@@ -84,7 +98,7 @@ def test_installed_user_dir_is_found_by_name(wheel, tmp_path):
     code = "import sys; from fairseq_cli.train import cli_main; sys.argv[0] = 'fairseq-train'; cli_main()"
     options = ("--task", "rt_masked_lm", "--criterion", "rt_masked_lm", "--arch", "recurrent_roberta_tiny", "--cpu")
     result = subprocess.run(
-        [sys.executable, "-P", "-c", code, "nowhere", "--user-dir", "rt_plugin", "--batch-size", "1", *options],
+        [sys.executable, "-c", code, "nowhere", "--user-dir", "rt_plugin", "--batch-size", "1", *options],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
         capture_output=True,
