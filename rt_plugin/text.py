@@ -64,6 +64,7 @@ class TextNormalizer:
 
     def normalize(self, text: str) -> str:
         """The text as the tokenizer shall see it, on one line."""
+        text = " ".join(text.split())  # before Moses, which would join the words around some of these characters
         if self.choice != "none":
             text = self._punctuation.normalize(text)
         if self.choice == "moses-tokenize":
@@ -225,17 +226,14 @@ def train_sentencepiece(
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        if not input_errors:
-            raise UserError(_why_training_failed(error, vocab_size)) from None
-    if input_errors:
-        raise input_errors[0]
+        raise (input_errors or [UserError(_why_training_failed(error, vocab_size))])[0] from None
     return _save_trained(model.getvalue(), normalizer, Path(folder))
 
 
 def _normalized_sentences(
     inputs: Iterable[str | os.PathLike], normalizer: TextNormalizer, errors: list[UserError]
 ) -> Iterator[str]:
-    """The non-blank lines of all inputs; sentencepiece hides an iterator's exception, so it goes into `errors`."""
+    """The non-blank lines of all inputs; a mistake goes into `errors`, too: sentencepiece stops, but hides it."""
     try:
         for path in inputs:
             for line in read_lines(path):
@@ -244,6 +242,7 @@ def _normalized_sentences(
                     yield sentence
     except UserError as error:
         errors.append(error)
+        raise
 
 
 def _why_training_failed(error: Exception, vocab_size: int) -> str:
