@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fairseq.data import Dictionary, data_utils
 
-from conftest import REPOSITORY, SAMPLE
+from conftest import REPOSITORY
 from rt_plugin import glue_data
 from rt_plugin.errors import UserError
 from rt_plugin.glue_readers import read_examples
@@ -62,19 +62,8 @@ class TestOfficialLayouts:
         ]
 
     def test_sts_b_scores(self, tmp_path):
-        columns = [
-            "index",
-            "genre",
-            "filename",
-            "year",
-            "old_index",
-            "source1",
-            "source2",
-            "sentence1",
-            "sentence2",
-            "score",
-        ]
-        row = ("0", "news", "f", "2012", "1", "none", "none", "A plane.", "An air plane.", "3.800")
+        columns = ("index", "genre", "filename", "year", "sentence1", "sentence2", "score")
+        row = ("0", "news", "f", "2012", "A plane.", "An air plane.", "3.800")
         assert examples("STS-B", "train", tmp_path, tsv(columns, row)) == [(("A plane.", "An air plane."), 3.8, None)]
 
     def test_qqp(self, tmp_path):
@@ -322,16 +311,14 @@ class TestPreparedFolder:
 
 
 def test_the_script_from_another_folder(tokenizer_folder, tmp_path):
+    write(tmp_path / "glue" / "RTE", RTE_FILES)
     result = subprocess.run(
-        [
-            *(sys.executable, REPOSITORY / "scripts" / "prepare_glue.py", SAMPLE, "out"),
-            *("--model", tokenizer_folder, "--tasks", "QNLI"),
-        ],
+        [sys.executable, REPOSITORY / "scripts" / "prepare_glue.py", "glue", "out", "--model", tokenizer_folder],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "out" / "QNLI" / "glue.json").is_file()
-    assert "QNLI  train" in result.stdout
+    assert (tmp_path / "out" / "RTE" / "glue.json").is_file()
+    assert "RTE   train  train.tsv     3" in result.stdout
