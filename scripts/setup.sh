@@ -64,6 +64,9 @@ install_torch() {
   else
     say "keeping torch $(installed_version torch)"
   fi
+  "$python" -c 'import sys; from importlib import metadata
+sys.exit(tuple(map(int, metadata.version("torch").split(".")[:2])) < (2, 10))' ||
+    fail "torch $(installed_version torch) is installed, expected 2.10 or newer; upgrade it, or use another environment"
 }
 
 install_the_rest() {
@@ -81,7 +84,12 @@ install_the_rest() {
 
 # Changes when the environment has to be set up again: another checkout, other dependencies, other compiled sources.
 fingerprint() {
-  { echo "$root"; "$python" -V; cat "$root/pyproject.toml" "$root/setup.py"; find "$root/rt_plugin/csrc" -type f | sort | xargs cat; } 2>&1 | cksum
+  {
+    echo "$root"
+    "$python" -V
+    cat "$root/pyproject.toml" "$root/setup.py"
+    find "$root/rt_plugin" -path '*/csrc/*' -type f -exec cksum {} + | sort
+  } | cksum
 }
 
 is_complete() {
