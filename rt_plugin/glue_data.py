@@ -189,6 +189,8 @@ def prepare_task(
         tools.encoder.save(partial)
         (partial / GLUE_FILE).write_text(_glue_json(task, counts), encoding="utf-8")
         _replace_folder(partial, target)
+    except OSError as error:
+        raise UserError(f"{target}: the prepared data cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return counts
