@@ -74,7 +74,7 @@ def load_dictionary(path: Path) -> Dictionary:
         raise UserError(f"{path}: no such file; expected the dictionary that was made with the tokenizer")
     try:
         return Dictionary.load(str(path))
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:  # fairseq raises a bare Exception for a wrong encoding
         raise UserError(f"{path}: not a fairseq dictionary ({error}); expected '<symbol> <count>' lines") from None
 
 
@@ -171,16 +171,16 @@ def prepare_task(
         split -> counts.
 
     Raises:
-        UserError: a file is broken (see `glue_readers.read_examples`), or OUT/<TASK> is a folder of something else.
+        UserError: a file is broken (see `glue_readers.read_examples`), OUT/<TASK> is a folder of something else, or it
+            cannot be written.
     """
     target = out / task.name
     if target.exists() and not (target / GLUE_FILE).is_file():
         raise UserError(f"{target} is there and holds no {GLUE_FILE}: not prepared data; choose another OUT folder")
-    out.mkdir(parents=True, exist_ok=True)
     partial = out / f".{task.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     try:
+        partial.mkdir(parents=True)
         _write_dictionaries(task, partial, tools)
         counts = {}
         for split, path in files.items():
@@ -298,7 +298,12 @@ def _with_progress(examples: Iterator[Example], report: Callable[[str], None]) -
 
 def _glue_json(task: GlueTask, counts: dict[str, SplitCounts]) -> str:
     splits = {
-        split: {"file": c.file, "rows": c.rows, "labels": {name: c.labels[name] for name in task.labels if c.labels}}
+        split: {
+            "file": c.file,
+            "rows": c.rows,
+            "left_out": c.left_out,
+            "labels": {name: c.labels[name] for name in task.labels if c.labels},
+        }
         for split, c in counts.items()
     }
     return json.dumps({"version": 1, "task": task.name, "splits": splits}, indent=2) + "\n"
