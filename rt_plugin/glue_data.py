@@ -234,7 +234,7 @@ def _prepare_split(
     # the rows of one MultiRC passage follow each other and share it
     encode = functools.lru_cache(maxsize=16)(tools.encode)
     labels, groups = [], []
-    builders = [_Builder(folder / f"input{i}" / split, len(tools.dictionary)) for i in range(len(task.texts))]
+    builders = [IndexedWriter(folder / f"input{i}" / split, len(tools.dictionary)) for i in range(len(task.texts))]
     for example in _with_progress(examples, report):
         for builder, text in zip(builders, example.texts, strict=True):
             ids = encode(text)
@@ -254,7 +254,7 @@ def _prepare_split(
     return counts
 
 
-class _Builder:
+class IndexedWriter:
     """fairseq's builder of one indexed data set, with the names of its two files."""
 
     def __init__(self, prefix: Path, vocabulary: int):
@@ -280,7 +280,7 @@ def _write_labels(task: GlueTask, labels: Sequence[int | float | None], prefix: 
         prefix.with_name(f"{prefix.name}.label").write_text("".join(lines))
         return
     dictionary = label_dictionary(task.labels)
-    builder = _Builder(prefix, len(dictionary))
+    builder = IndexedWriter(prefix, len(dictionary))
     for label in labels:
         builder.add(torch.tensor([dictionary.nspecial + label, dictionary.eos()]))
     builder.close()

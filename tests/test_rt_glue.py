@@ -315,7 +315,7 @@ class TestBadInput:
             task_for(tmp_path / "data")
         (tmp_path / "data" / "glue.json").unlink()
         (tmp_path / "data" / "label" / "dict.txt").write_text("a 1\nb 1\n")
-        builder = glue_data._Builder(tmp_path / "data" / "label" / "valid", 8)
+        builder = glue_data.IndexedWriter(tmp_path / "data" / "label" / "valid", 8)
         for _ in range(DEV_ROWS):
             builder.add(torch.tensor([3, 2]))  # <unk> </s>
         builder.close()
