@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fairseq import checkpoint_utils
+from fairseq.data import data_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.models import distributed_fairseq_model
@@ -157,6 +158,41 @@ def _set_half_precision_flags(cfg) -> None:
                 group.tpu = False
     if cfg.common.cpu or not torch.cuda.is_available():
         cfg.common.fp16_no_flatten_grads = True
+
+
+@_repair
+def last_batch(patches: Patches) -> None:
+    """fairseq drops the last batch of every data set, validation too, where its length is no multiple of
+    `--required-batch-size-multiple` (default 8): up to 7 samples, in a small data set all. They are kept."""
+    batch_by_size = data_utils.batch_by_size
+
+    @functools.wraps(batch_by_size)
+    def batch_all(indices, *args, **kwargs):
+        if not isinstance(indices, np.ndarray):
+            indices = np.fromiter(indices, dtype=np.int64, count=-1)
+        batches = list(batch_by_size(indices, *args, **kwargs)) if len(indices) else []
+        rest = indices[sum(map(len, batches)) :]  # batches follow the order of the indices
+        return [*batches, rest] if len(rest) else batches
+
+    patches.set(data_utils, "batch_by_size", batch_all)
+
+
+@_repair
+def broadcast_between_processes(patches: Patches) -> None:
+    """A checkpoint's configuration is sent from the first process to the others as a file of torch.save, which
+    torch >= 2.6 refuses to read (weights_only): resuming with several processes fails. torch's own way is used."""
+    broadcast = distributed_utils._broadcast_object_slow
+
+    @functools.wraps(broadcast)
+    def broadcast_object(obj, src_rank, group, dist_device):
+        if not isinstance(group, torch.distributed.ProcessGroup):  # XLA's groups
+            return broadcast(obj, src_rank, group, dist_device)
+        objects = [obj]
+        source = torch.distributed.get_global_rank(group, src_rank)
+        torch.distributed.broadcast_object_list(objects, source, group, dist_device)
+        return objects[0]
+
+    patches.set(distributed_utils, "_broadcast_object_slow", broadcast_object)
 
 
 @_repair
