@@ -28,6 +28,7 @@ from fairseq.models import distributed_fairseq_model
 from fairseq.trainer import Trainer
 
 from .errors import UserError
+from .files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -302,7 +303,8 @@ def atomic_checkpoint_writes(patches: Patches) -> None:
             return save(obj, filename, async_write=True)
         for attempts_left in (2, 1, 0):
             try:
-                return _write_and_rename(obj, filename)
+                with replacing(filename) as file:
+                    return torch.save(obj, file)
             except (OSError, RuntimeError) as error:
                 if not attempts_left:
                     raise _cannot_write(filename, error) from error
@@ -310,18 +312,6 @@ def atomic_checkpoint_writes(patches: Patches) -> None:
                 time.sleep(1)
 
     patches.set(checkpoint_utils, "torch_persistent_save", save_completely)
-
-
-def _write_and_rename(obj, filename: str) -> None:
-    temporary = filename + ".tmp"
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(obj, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, filename)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _cannot_write(path: str, error: Exception) -> UserError:

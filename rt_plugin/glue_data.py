@@ -30,7 +30,8 @@ from rt_plugin.tasks.glue_specs import BY_NAME, TASKS, GlueTask
 
 from .errors import UserError
 from .glue_readers import Example, read_examples
-from .text import DICTIONARY_FILE, TextEncoder
+from .model_folder import DICTIONARY_FILE
+from .text import TextEncoder
 
 GLUE_FILE = "glue.json"
 _SECONDS_BETWEEN_PROGRESS = 5.0
