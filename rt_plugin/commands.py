@@ -1,0 +1,37 @@
+"""What the commands of this package share: a user's mistake is one line, an interruption is no crash."""
+
+import signal
+import sys
+from collections.abc import Callable
+
+from .errors import UserError
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+
+def run(name: str, action: Callable[[], None]) -> int:
+    """Do the work of the command `name`; returns its exit status.
+
+    A `UserError` is printed to standard error in one line. SIGTERM counts as Ctrl-C, so that `finally` blocks run.
+    """
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        action()
+    except UserError as error:
+        print(f"{name}: error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{name}: stopped", file=sys.stderr, flush=True)
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 0
+
+
+def _interrupt(*_) -> None:
+    raise KeyboardInterrupt
+
+
+def report(line: str) -> None:
+    """Progress goes to standard error, at once; standard output is for results."""
+    print(line, file=sys.stderr, flush=True)
