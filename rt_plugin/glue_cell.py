@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 import threading
+import traceback
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -45,11 +46,18 @@ def train(command: list[str], folder: Path, threads: int, gpu: str | None) -> No
         sys.argv = command
         try:
             cli_main()
-        except FloatingPointError as error:
-            print(f"diverged: {error}", flush=True)
-            sys.exit(DIVERGED)
         except UserError as error:
             sys.exit(f"rt_plugin: error: {error}")
+        except Exception as error:
+            if not _has_diverged(error):
+                raise
+            traceback.print_exc()
+            sys.exit(DIVERGED)
+
+
+def _has_diverged(error: Exception) -> bool:
+    # fairseq then looks for the layer that is to blame, and today's torch fails in the hooks of that search
+    return isinstance(error, FloatingPointError) or isinstance(error.__context__, FloatingPointError)
 
 
 def _end_with_the_sweep() -> None:

@@ -50,6 +50,8 @@ COMMAND_FILE = "command.txt"
 CSV_FILE = "results.csv"
 KEEP = ("best", "all", "none")
 _SECONDS_BETWEEN_PROGRESS = 60.0
+# besides fairseq and torch, what a training would import later: torch._dynamo for the optimiser, two for the text
+_IMPORTED_BEFORE_FORKING = [glue_cell.__name__, "torch._dynamo", "sacremoses", "sentencepiece"]
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ class Sweep:
         self._broken: list[Cell] = []
         self._work = self._work_left()
         self._began = time.monotonic()
-        self._context = _fork_server()
+        self._context = fork_server()
 
     def run(self) -> None:
         """Run what is not finished yet.
@@ -311,10 +313,10 @@ def _last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
 
-def _fork_server() -> multiprocessing.context.BaseContext:
+def fork_server() -> multiprocessing.context.BaseContext:
     """Start the process that the cells are forked from; it imports all that a training needs, and starts no threads."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([glue_cell.__name__])
+    context.set_forkserver_preload(_IMPORTED_BEFORE_FORKING)
     settings = {
         "OPENBLAS_NUM_THREADS": "1",  # else importing numpy starts threads
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow down the trainings beside them
