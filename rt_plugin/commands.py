@@ -35,3 +35,11 @@ def _interrupt(*_) -> None:
 def report(line: str) -> None:
     """Progress goes to standard error, at once; standard output is for results."""
     print(line, file=sys.stderr, flush=True)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number

@@ -91,8 +91,11 @@ def summarize(task: GlueTask, entries: Sequence[dict], labels: dict[str, int], d
 
 
 def _has_failed(task: GlueTask, last: dict, majority: float | None) -> bool:
-    value = last.get("pearson" if task.is_regression else "accuracy")
-    return value is None or value <= (0.0 if task.is_regression else majority)
+    if task.is_regression:
+        value, floor = last.get("pearson"), 0.0
+    else:  # where one of two candidates is chosen (COPA), the share of the rows is that of a blind choice, too
+        value, floor = last.get("choice_accuracy", last.get("accuracy")), majority
+    return value is None or value <= floor
 
 
 def _defined(value: float | None, otherwise: float) -> float:

@@ -355,12 +355,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: every task that DATA holds")
     parser.add_argument("--lr", nargs="+", type=float, default=LEARNING_RATES, help="default: %(default)s")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, metavar="SEED", help="default: %(default)s")
-    parser.add_argument("--epochs", type=_positive, default=EPOCHS, metavar="N", help="default: %(default)s")
-    parser.add_argument("--batch-size", type=_positive, default=BATCH_SIZE, metavar="ROWS", help="default: %(default)s")
-    parser.add_argument("--jobs", type=_positive, metavar="N", help="runs at a time (default: one a GPU, or 1)")
+    parser.add_argument("--epochs", type=commands.positive, default=EPOCHS, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--batch-size", type=commands.positive, default=BATCH_SIZE, metavar="ROWS", help="default: %(default)s"
+    )
+    parser.add_argument("--jobs", type=commands.positive, metavar="N", help="runs at a time (default: one a GPU, or 1)")
     parser.add_argument("--gpus", nargs="*", metavar="ID", help="GPUs to use (default: all; none given: the CPU)")
     parser.add_argument(
-        "--threads", type=_positive, metavar="N", help="of the CPU for each run (default: cores / jobs)"
+        "--threads", type=commands.positive, metavar="N", help="of the CPU for each run (default: cores / jobs)"
     )
     parser.add_argument(
         "--keep", choices=KEEP, default="best", help="checkpoints of a finished run (default: %(default)s)"
@@ -373,13 +375,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args.jobs = args.jobs or max(1, len(args.gpus))
     args.threads = args.threads or max(1, len(os.sched_getaffinity(0)) // args.jobs)
     return args
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 def visible_gpus() -> list[str]:

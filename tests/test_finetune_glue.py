@@ -190,6 +190,9 @@ class TestFailedOrNot:
         assert self.is_failed("CoLA", {"accuracy": 0.7}) and self.is_failed("CoLA", {"accuracy": 0.6})
         assert not self.is_failed("CoLA", {"accuracy": 0.71})
 
+    def test_a_choice_that_is_right_more_often_than_a_blind_one(self):
+        assert not self.is_failed("COPA", {"accuracy": 0.5, "choice_accuracy": 0.8})
+
     def test_correlation_undefined_or_not_positive(self):
         assert self.is_failed("STS-B", {"pearson": None}) and self.is_failed("STS-B", {"pearson": 0.0})
         assert not self.is_failed("STS-B", {"pearson": 0.01})
