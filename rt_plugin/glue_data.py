@@ -27,7 +27,7 @@ from fairseq.data import Dictionary, indexed_dataset
 
 from rt_plugin.tasks.glue_specs import BY_NAME, TASKS, GlueTask
 
-from . import commands
+from . import commands, glue_download
 from .errors import UserError
 from .glue_readers import Example, read_examples
 from .model_folder import DICTIONARY_FILE
@@ -370,12 +370,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--skip-broken-rows", action="store_true", help="report and leave out broken rows instead of stopping"
     )
+    parser.add_argument("--download", action="store_true", help="first fetch the official files that GLUE_DIR lacks")
+    parser.add_argument(
+        "--urls",
+        type=Path,
+        metavar="JSON",
+        help='with --download: {"TASK": {"url": ..., "sha256": ...}}, your own addresses',
+    )
     return parser.parse_args(argv)
 
 
 def prepare(args: argparse.Namespace) -> None:
     """Prepare the tasks that the command line asks for and print the table of counts."""
     tools = TextTools.load(args.model)
+    if args.download:
+        sources = glue_download.read_sources(args.urls)
+        glue_download.download(args.tasks, args.glue_dir, sources, commands.report)
     # all files are found before the first is read, so that a missing one does not show after minutes
     jobs = [
         (task, source_files(task, folder, args.subsets)) for task, folder in chosen_tasks(args.tasks, args.glue_dir)
