@@ -1,0 +1,7 @@
+#include "cpu_rows.h"
+
+namespace rt {
+
+RowKernels row_kernels_avx2(DType dtype, Gate gate) { return select_kernels(dtype, gate); }
+
+}  // namespace rt

@@ -1,0 +1,275 @@
+// The arithmetic of one position of one channel, forward and backward, for host and device.
+//
+// Source: Lei, Tian, Bastings, Parikh, "Simple Recurrence Improves Masked Language Models", arXiv 2205.11588; the
+// definition is rt_plugin/reference.py. Everything here is branch-free where it matters, so that a plain loop around it
+// becomes vector code. T is the type that tensors are stored in, A the type that is calculated in: double for double,
+// float for everything else.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#define RT_INLINE __host__ __device__ __forceinline__
+#elif defined(_MSC_VER)
+#define RT_INLINE __forceinline
+#else
+// Forced, because every instruction set compiles its own copy and none may be shared by the linker.
+#define RT_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace rt {
+
+enum class DType { float32, float64, float16, bfloat16 };
+enum class Gate { gelu, sigmoid, silu };
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <typename T>
+struct Calculation {
+  using type = float;
+};
+template <>
+struct Calculation<double> {
+  using type = double;
+};
+template <typename T>
+using CalculationType = typename Calculation<T>::type;
+
+template <typename To, typename From>
+RT_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// ---- storage types: exact on the way in, rounded to nearest even on the way out
+
+RT_INLINE float widen(float x) { return x; }
+RT_INLINE double widen(double x) { return x; }
+RT_INLINE float widen(BFloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
+
+RT_INLINE float widen(Half x) {
+#if defined(__CUDA_ARCH__)
+  return __half2float(bit_cast<__half>(x));
+#else
+  // Moving the mantissa into place leaves an exponent that is 112 too small; a product with a power of two mends it
+  // exactly, for subnormal numbers too. Infinity and NaN keep their mantissa and get the full exponent.
+  uint32_t magnitude = uint32_t(x.bits & 0x7fffu) << 13;
+  uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
+  uint32_t special = (x.bits & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
+  uint32_t number = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p112f);
+  return bit_cast<float>(number | special | sign);
+#endif
+}
+
+template <typename T>
+RT_INLINE T narrow(CalculationType<T> x);
+
+template <>
+RT_INLINE float narrow<float>(float x) {
+  return x;
+}
+template <>
+RT_INLINE double narrow<double>(double x) {
+  return x;
+}
+
+template <>
+RT_INLINE BFloat16 narrow<BFloat16>(float x) {
+#if defined(__CUDA_ARCH__)
+  return bit_cast<BFloat16>(__float2bfloat16_rn(x));
+#else
+  uint32_t bits = bit_cast<uint32_t>(x);
+  uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return {uint16_t(x == x ? rounded : 0x7fc0u)};
+#endif
+}
+
+template <>
+RT_INLINE Half narrow<Half>(float x) {
+#if defined(__CUDA_ARCH__)
+  return bit_cast<Half>(__float2half_rn(x));
+#else
+  uint32_t bits = bit_cast<uint32_t>(x);
+  uint32_t sign = (bits >> 16) & 0x8000u;
+  uint32_t magnitude = bits & 0x7fffffffu;
+  // Normal numbers: round away 13 bits of mantissa, then move the exponent by 112.
+  uint32_t normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13;
+  // Below 2^-14: adding 0.5 leaves multiples of 2^-24, the smallest half, in the last bits of the mantissa.
+  uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
+  uint32_t number = magnitude < 0x47800000u ? finite : 0x7c00u;  // 65536 and above
+  return {uint16_t((magnitude > 0x7f800000u ? 0x7e00u : number) | sign)};
+#endif
+}
+
+// ---- functions of one number
+
+// e^x with an error below 2 units in the last place; 0 below -88, infinity above 89; NaN stays NaN.
+RT_INLINE float exponential(float x) {
+#if defined(__CUDA_ARCH__)
+  return __expf(x);
+#else
+  x = x < -88.0f ? -88.0f : x;
+  x = x > 89.0f ? 89.0f : x;
+  const float round_to_integer = 12582912.0f;  // 1.5 * 2^23: the last bit of a sum with it counts ones
+  float shifted = x * 1.44269504f + round_to_integer;
+  float n = shifted - round_to_integer;
+  float r = x - n * 0.693359375f;  // ln 2 in two parts; the first is short, so its product with n is exact
+  r = r - n * -2.12194440e-4f;
+  float p = 1.38888889e-3f;  // Taylor's series up to r^6 / 720, |r| <= 0.35
+  p = p * r + 8.33333333e-3f;
+  p = p * r + 4.16666667e-2f;
+  p = p * r + 1.66666667e-1f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  uint32_t exponent = bit_cast<uint32_t>(shifted) - 0x4b400000u + 127u;
+  return p * bit_cast<float>(exponent << 23);
+#endif
+}
+RT_INLINE double exponential(double x) { return exp(x); }
+
+RT_INLINE float quotient(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fdividef(a, b);
+#else
+  return a / b;
+#endif
+}
+RT_INLINE double quotient(double a, double b) { return a / b; }
+
+template <typename A>
+RT_INLINE A sigmoid(A x) {
+  return quotient(A(1), A(1) + exponential(-x));
+}
+
+// The distribution function and the density of the standard normal distribution.
+template <typename A>
+struct Normal {
+  A distribution, density;
+};
+
+// Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: |error of erf| <= 1.5e-7. One exponential serves
+// both results.
+RT_INLINE Normal<float> standard_normal(float x) {
+  float magnitude = fabsf(x);
+  float t = quotient(1.0f, 1.0f + 0.231641888f * magnitude);  // 0.3275911 / sqrt(2)
+  float p = 1.061405429f;
+  p = p * t - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  float e = exponential(-0.5f * x * x);
+  float tail = 0.5f * p * t * e;
+  return {x < 0.0f ? tail : 1.0f - tail, 0.398942280f * e};
+}
+RT_INLINE Normal<double> standard_normal(double x) {
+  return {0.5 * (1.0 + erf(x * 0.70710678118654752440)), 0.39894228040143267794 * exp(-0.5 * x * x)};
+}
+
+template <typename A>
+struct GateValue {
+  A value, slope;
+};
+
+// g(x) and g'(x); the slope costs nothing where the caller does not use it.
+template <Gate G, typename A>
+RT_INLINE GateValue<A> gate(A x) {
+  if (G == Gate::gelu) {
+    Normal<A> n = standard_normal(x);
+    return {x * n.distribution, n.distribution + x * n.density};
+  }
+  A s = sigmoid(x);
+  A s_slope = s * (A(1) - s);
+  if (G == Gate::sigmoid) return {s, s_slope};
+  return {x * s, s + x * s_slope};
+}
+
+// ---- one position
+
+template <typename A>
+struct ChannelParameters {
+  A alpha, beta, c_bias, gate_bias;
+};
+
+// c[i] = Swish(c[i-k] - x1[i]) + x1[i]
+template <typename A>
+RT_INLINE A next_state(A x1, A previous, const ChannelParameters<A>& p) {
+  A z = previous - x1;
+  return z * sigmoid(p.alpha * z + p.beta) + x1;
+}
+
+// h[i] = (c[i] + b_c) * g(x2[i] + b_g)
+template <Gate G, typename A>
+RT_INLINE A gated_output(A c, A x2, const ChannelParameters<A>& p) {
+  return (c + p.c_bias) * gate<G>(x2 + p.gate_bias).value;
+}
+
+// What one position adds to the gradients. The gradient of gate_bias is that of x2.
+template <typename A>
+struct StepGradients {
+  A x1, x2, previous, alpha, beta, c_bias;
+};
+
+// The derivative of `next_state` and `gated_output`. `previous` is c[i-k], `carry` the gradient of c[i] that comes from
+// c[i+k]. c[i] is calculated again: that is one multiply-add, a load would be a sixth of the traffic.
+template <Gate G, typename A>
+RT_INLINE StepGradients<A> step_backward(A dh, A x1, A x2, A previous, A carry, const ChannelParameters<A>& p) {
+  A z = previous - x1;
+  A s = sigmoid(p.alpha * z + p.beta);
+  A zs = z * s;
+  A c = zs + x1;
+  A swish_slope = zs * (A(1) - s);  // z * sigmoid'
+
+  GateValue<A> g = gate<G>(x2 + p.gate_bias);
+  A d_c_bias = dh * g.value;
+  A dc = d_c_bias + carry;
+  A d_previous = dc * (s + p.alpha * swish_slope);
+  A d_beta = dc * swish_slope;
+  return {dc - d_previous, dh * (c + p.c_bias) * g.slope, d_previous, d_beta * z, d_beta, d_c_bias};
+}
+
+// ---- what a kernel is asked to do
+
+// One of alpha, beta, c_bias, gate_bias: (width,), in float32 or the type of x12.
+struct Parameter {
+  const void* data;
+  DType dtype;
+};
+struct ParameterGradient {
+  void* data;
+  DType dtype;
+};
+constexpr int kParameters = 4;
+
+// A (length, batch, channels) tensor whose channels are neighbours in memory; strides in elements.
+struct Strided {
+  const void* data;
+  int64_t position_stride, row_stride;
+};
+
+struct Problem {
+  int64_t length, batch, width, step_size;  // L, B, d', k
+  DType dtype;
+  Gate gate;
+  bool reverse;
+  Strided x12;
+  Parameter parameters[kParameters];
+};
+
+RT_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+RT_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+RT_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace rt
