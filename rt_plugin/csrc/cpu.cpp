@@ -86,22 +86,30 @@ void widen_all(const void* data, int64_t count, A* out) {
   for (int64_t j = 0; j < count; ++j) out[j] = widen(static_cast<const T*>(data)[j]);
 }
 
-// The four parameters in the type of calculation, one after the other.
+// Rows that are used side by side must not lie a multiple of 4 KB apart, or they compete for the same lines of the
+// first-level cache: this many elements from one to the next.
+int64_t padded(int64_t width) { return ceil_div(width, 1024) * 1024 + 80; }
+
+// The four parameters in the type of calculation, `stride` apart.
 template <typename A>
-std::vector<A> widened_parameters(const Problem& problem) {
-  std::vector<A> out(kParameters * problem.width);
-  for (int q = 0; q < kParameters; ++q) {
-    const Parameter& p = problem.parameters[q];
-    A* to = out.data() + q * problem.width;
-    switch (p.dtype) {
-      case DType::float32: widen_all<A, float>(p.data, problem.width, to); break;
-      case DType::float64: widen_all<A, double>(p.data, problem.width, to); break;
-      case DType::float16: widen_all<A, Half>(p.data, problem.width, to); break;
-      case DType::bfloat16: widen_all<A, BFloat16>(p.data, problem.width, to); break;
+struct WideParameters {
+  int64_t stride;
+  std::vector<A> values;
+
+  explicit WideParameters(const Problem& problem)
+      : stride(padded(problem.width)), values(kParameters * stride) {
+    for (int q = 0; q < kParameters; ++q) {
+      const Parameter& p = problem.parameters[q];
+      A* to = values.data() + q * stride;
+      switch (p.dtype) {
+        case DType::float32: widen_all<A, float>(p.data, problem.width, to); break;
+        case DType::float64: widen_all<A, double>(p.data, problem.width, to); break;
+        case DType::float16: widen_all<A, Half>(p.data, problem.width, to); break;
+        case DType::bfloat16: widen_all<A, BFloat16>(p.data, problem.width, to); break;
+      }
     }
   }
-  return out;
-}
+};
 
 // A value per chain (there are k, or L where L is smaller), row and channel of a task.
 template <typename A>
@@ -121,41 +129,33 @@ class ChainState {
 
 template <typename T>
 void forward_task(const Problem& problem, const RowKernels& kernels, const Task& task,
-                  const CalculationType<T>* parameters, void* h_data, void* c_data) {
+                  const WideParameters<CalculationType<T>>& parameters, void* h_data, void* c_data) {
   using A = CalculationType<T>;
   View<const T> x12(problem.x12, problem);
   View<T> h = contiguous_view<T>(h_data, problem.width, problem);
   View<T> c = contiguous_view<T>(c_data, problem.width, problem);
   ChainState<A> state(problem, task);
-  const int64_t k = problem.step_size;
 
-  auto run = [&](int64_t position, bool unrolled) {
+  for (int64_t position = 0; position < problem.length; ++position) {
     for (int64_t r = 0; r < task.rows; ++r) {
       const T* x1 = x12.at(position, task.row + r, task.channel);
       ForwardRow row = {task.channels,
                         x1,
                         x1 + problem.width,
-                        k * x12.position_stride,
-                        parameters + task.channel,
-                        problem.width,
+                        x12.position_stride,
+                        parameters.values.data() + task.channel,
+                        parameters.stride,
                         state.at(position, r),
                         h.at(position, task.row + r, task.channel),
-                        c_data ? c.at(position, task.row + r, task.channel) : nullptr,
-                        k * h.position_stride};
-      kernels.forward[c_data != nullptr][unrolled](row);
+                        c_data ? c.at(position, task.row + r, task.channel) : nullptr};
+      kernels.forward[c_data != nullptr](row);
     }
-  };
-  const int64_t group = kernels.unroll * k;
-  int64_t start = 0;
-  for (; problem.length - start >= group; start += group) {
-    for (int64_t position = start; position < start + k; ++position) run(position, true);
   }
-  for (; start < problem.length; ++start) run(start, false);
 }
 
 template <typename T>
 void backward_task(const Problem& problem, const RowKernels& kernels, const Task& task,
-                   const CalculationType<T>* parameters, const Strided& dh_data, const void* c_data, void* dx12_data,
+                   const WideParameters<CalculationType<T>>& parameters, const Strided& dh_data, const void* c_data, void* dx12_data,
                    CalculationType<T>* sums) {
   using A = CalculationType<T>;
   View<const T> x12(problem.x12, problem);
@@ -179,14 +179,14 @@ void backward_task(const Problem& problem, const RowKernels& kernels, const Task
                          -k * c.position_stride,
                          dh.at(position, b, task.channel),
                          -k * dh.position_stride,
-                         parameters + task.channel,
-                         problem.width,
+                         parameters.values.data() + task.channel,
+                         parameters.stride,
                          dx1,
                          dx1 + problem.width,
                          -k * dx12.position_stride,
                          carry.at(position, r),
-                         sums + b * kParameters * problem.width + task.channel,
-                         problem.width};
+                         sums + b * kParameters * padded(problem.width) + task.channel,
+                         padded(problem.width)};
       kernels.backward[unrolled](row);
     }
   };
@@ -203,7 +203,7 @@ template <typename A, typename T>
 void sum_over_batch(const A* sums, const Problem& problem, T* out) {
   std::vector<A> total(problem.width, A(0));
   for (int64_t b = 0; b < problem.batch; ++b) {
-    const A* row = sums + b * kParameters * problem.width;
+    const A* row = sums + b * kParameters * padded(problem.width);
     for (int64_t j = 0; j < problem.width; ++j) total[j] += row[j];
   }
   for (int64_t j = 0; j < problem.width; ++j) out[j] = narrow<T>(CalculationType<T>(total[j]));
@@ -222,9 +222,9 @@ void write_gradient(const A* sums, const Problem& problem, const ParameterGradie
 template <typename T>
 void forward(const Problem& problem, void* h, void* c, const Threads& threads) {
   const RowKernels kernels = row_kernels(problem.dtype, problem.gate);
-  const auto parameters = widened_parameters<CalculationType<T>>(problem);
+  const WideParameters<CalculationType<T>> parameters(problem);
   for_each_task(problem, threads, [&](const Task& task) {
-    forward_task<T>(problem, kernels, task, parameters.data(), h, c);
+    forward_task<T>(problem, kernels, task, parameters, h, c);
   });
 }
 
@@ -233,26 +233,30 @@ void backward(const Problem& problem, const Strided& dh, const void* c, void* dx
               const ParameterGradient (&gradients)[kParameters], const Threads& threads) {
   using A = CalculationType<T>;
   const RowKernels kernels = row_kernels(problem.dtype, problem.gate);
-  const std::vector<A> parameters = widened_parameters<A>(problem);
-  std::vector<A> sums(problem.batch * kParameters * problem.width, A(0));  // (B, 4, d')
+  const WideParameters<A> parameters(problem);
+  std::vector<A> sums(problem.batch * kParameters * padded(problem.width), A(0));  // (B, 4, d' and padding)
   if (problem.length && problem.batch && problem.width) {
     for_each_task(problem, threads, [&](const Task& task) {
-      backward_task<T>(problem, kernels, task, parameters.data(), dh, c, dx12, sums.data());
+      backward_task<T>(problem, kernels, task, parameters, dh, c, dx12, sums.data());
     });
   }
-  for (int q = 0; q < kParameters; ++q) write_gradient(sums.data() + q * problem.width, problem, gradients[q]);
+  for (int q = 0; q < kParameters; ++q) write_gradient(sums.data() + q * padded(problem.width), problem, gradients[q]);
 }
 
-enum Capability { kBaseline, kAvx2, kAvx512 };
-constexpr const char* kCapabilityNames[] = {"baseline", "avx2", "avx512"};
+enum Capability { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
+constexpr const char* kCapabilityNames[] = {"baseline", "avx2", "avx512", "avx512bf16"};
 
 Capability machine_capability() {
 #if defined(RT_X86_KERNELS)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return avx2 && avx512 ? kAvx512 : avx2 ? kAvx2 : kBaseline;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) {
+    return kBaseline;
+  }
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
+    return kAvx2;
+  }
+  return __builtin_cpu_supports("avx512bf16") ? kAvx512Bf16 : kAvx512;
 #else
   return kBaseline;
 #endif
@@ -276,7 +280,8 @@ const char* cpu_capability() { return kCapabilityNames[chosen_capability()]; }
 
 RowKernels row_kernels(DType dtype, Gate gate) {
 #if defined(RT_X86_KERNELS)
-  if (chosen_capability() == kAvx512) return row_kernels_avx512(dtype, gate);
+  if (chosen_capability() == kAvx512Bf16 && dtype == DType::bfloat16) return row_kernels_avx512bf16(gate);
+  if (chosen_capability() >= kAvx512) return row_kernels_avx512(dtype, gate);
   if (chosen_capability() == kAvx2) return row_kernels_avx2(dtype, gate);
 #endif
   return row_kernels_baseline(dtype, gate);

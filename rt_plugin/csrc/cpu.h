@@ -3,31 +3,35 @@
 
 #include "swish_rnn.h"
 
+// Asserted to be free of dependencies: the runs of one call never overlap.
 #if defined(__clang__)
 #define RT_VECTOR_LOOP _Pragma("clang loop vectorize(assume_safety)")
 #elif defined(__GNUC__)
 #define RT_VECTOR_LOOP _Pragma("GCC ivdep")
-#elif defined(_MSC_VER)
-#define RT_VECTOR_LOOP __pragma(loop(ivdep))
 #else
 #define RT_VECTOR_LOOP
+#endif
+#if defined(__GNUC__)
+#define RT_INLINE_LAMBDA __attribute__((always_inline))
+#else
+#define RT_INLINE_LAMBDA
 #endif
 
 namespace rt {
 
-// One run of `width` neighbouring channels at one or more positions of a chain i, i+k, i+2k, ... Pointers stand at the
-// first position, strides (in elements) lead to the next one in the order of calculation and may be negative.
+// One run of `width` neighbouring channels at one position.
 struct ForwardRow {
   int64_t width;
   const void *x1, *x2;
-  int64_t x12_stride;
+  int64_t x12_stride;  // to the next position, in elements; may be negative
   const void* parameters;  // alpha, beta, c_bias, gate_bias, `parameter_stride` apart, in the type of calculation
   int64_t parameter_stride;
-  void* state;  // c[i-k] in, c of the last position out, in the type of calculation
-  void *h, *c;
-  int64_t out_stride;
+  void* state;  // c[i-k] in, c[i] out, in the type of calculation
+  void *h, *c;  // c is null where it is not saved
 };
 
+// One run of `width` neighbouring channels at one or more positions i, i-k, i-2k, ... Pointers stand at the first one,
+// strides (in elements) lead to the next and may be negative.
 struct BackwardRow {
   int64_t width;
   const void *x1, *x2;
@@ -45,16 +49,17 @@ struct BackwardRow {
   int64_t sum_stride;
 };
 
-// The loops for one storage type, one gate and one instruction set; [0] covers 1 position, [1] `unroll` positions.
+// The loops for one storage type, one gate and one instruction set.
 struct RowKernels {
   int unroll;
-  void (*forward[2][2])(const ForwardRow&);  // [c is saved][...]
-  void (*backward[2])(const BackwardRow&);
+  void (*forward[2])(const ForwardRow&);    // [c is saved]
+  void (*backward[2])(const BackwardRow&);  // [0] covers 1 position, [1] `unroll` positions
 };
 
 RowKernels row_kernels_baseline(DType dtype, Gate gate);
 RowKernels row_kernels_avx2(DType dtype, Gate gate);
 RowKernels row_kernels_avx512(DType dtype, Gate gate);
+RowKernels row_kernels_avx512bf16(Gate gate);  // bfloat16 alone, rounded by the machine's own instruction
 
 // The best that this machine can run, or what RT_PLUGIN_CPU=baseline|avx2|avx512 asks for.
 RowKernels row_kernels(DType dtype, Gate gate);

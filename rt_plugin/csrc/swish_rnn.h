@@ -1,9 +1,9 @@
 // The arithmetic of one position of one channel, forward and backward, for host and device.
 //
 // Source: Lei, Tian, Bastings, Parikh, "Simple Recurrence Improves Masked Language Models", arXiv 2205.11588; the
-// definition is rt_plugin/reference.py. Everything here is branch-free where it matters, so that a plain loop around it
-// becomes vector code. T is the type that tensors are stored in, A the type that is calculated in: double for double,
-// float for everything else.
+// definition is rt_plugin/reference.py. Everything here is branch-free, so that a plain loop around it becomes vector
+// code, and written for any A: float, double, or one of the vectors of floats in lanes_*.h. T is the type that tensors
+// are stored in.
 #pragma once
 
 #include <math.h>
@@ -113,46 +113,61 @@ RT_INLINE Half narrow<Half>(float x) {
 #endif
 }
 
+// ---- primitives: what float has here, the vector types in lanes_*.h have under the same names
+
+// NaN stays NaN in both.
+RT_INLINE float at_least(float x, float limit) { return x < limit ? limit : x; }
+RT_INLINE float at_most(float x, float limit) { return x > limit ? limit : x; }
+RT_INLINE float magnitude(float x) { return fabsf(x); }
+RT_INLINE float where_negative(float x, float then, float otherwise) { return x < 0.0f ? then : otherwise; }
+
+RT_INLINE float reciprocal(float x) {
+#if defined(__CUDA_ARCH__)
+  return __fdividef(1.0f, x);
+#else
+  return 1.0f / x;
+#endif
+}
+RT_INLINE double reciprocal(double x) { return 1.0 / x; }
+
+constexpr float kRoundToInteger = 12582912.0f;  // 1.5 * 2^23: the last bit of a sum with it counts ones
+
+// For |x| < 2^22.
+RT_INLINE float nearest_integer(float x) { return (x + kRoundToInteger) - kRoundToInteger; }
+
+// p * 2^n for a whole n in [-126, 127].
+RT_INLINE float scale(float p, float n) {
+  uint32_t exponent = bit_cast<uint32_t>(n + kRoundToInteger) + (127u - 0x4b400000u);
+  return p * bit_cast<float>(exponent << 23);
+}
+
 // ---- functions of one number
 
-// e^x with an error below 2 units in the last place; 0 below -88, infinity above 89; NaN stays NaN.
-RT_INLINE float exponential(float x) {
-#if defined(__CUDA_ARCH__)
-  return __expf(x);
-#else
-  x = x < -88.0f ? -88.0f : x;
-  x = x > 89.0f ? 89.0f : x;
-  const float round_to_integer = 12582912.0f;  // 1.5 * 2^23: the last bit of a sum with it counts ones
-  float shifted = x * 1.44269504f + round_to_integer;
-  float n = shifted - round_to_integer;
-  float r = x - n * 0.693359375f;  // ln 2 in two parts; the first is short, so its product with n is exact
-  r = r - n * -2.12194440e-4f;
-  float p = 1.38888889e-3f;  // Taylor's series up to r^6 / 720, |r| <= 0.35
-  p = p * r + 8.33333333e-3f;
-  p = p * r + 4.16666667e-2f;
-  p = p * r + 1.66666667e-1f;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  uint32_t exponent = bit_cast<uint32_t>(shifted) - 0x4b400000u + 127u;
-  return p * bit_cast<float>(exponent << 23);
-#endif
+// e^x for x in [-87, 88], with an error below 2 units in the last place; NaN stays NaN.
+template <typename A>
+RT_INLINE A exponential(A x) {
+  const A log2_e = A(1.44269504f);
+  A n = nearest_integer(x * log2_e);
+  A r = x * log2_e - n;
+  A p = A(1.32647272e-3f);  // 2^r on [-0.5, 0.5]: minimax of the relative error, 9.1e-8, exact at 0
+  p = p * r + A(9.67151268e-3f);
+  p = p * r + A(5.55073374e-2f);
+  p = p * r + A(2.40222421e-1f);
+  p = p * r + A(6.93146978e-1f);
+  p = p * r + A(1.0f);
+  return scale(p, n);
 }
-RT_INLINE double exponential(double x) { return exp(x); }
-
-RT_INLINE float quotient(float a, float b) {
-#if defined(__CUDA_ARCH__)
-  return __fdividef(a, b);
-#else
-  return a / b;
-#endif
-}
-RT_INLINE double quotient(double a, double b) { return a / b; }
 
 template <typename A>
 RT_INLINE A sigmoid(A x) {
-  return quotient(A(1), A(1) + exponential(-x));
+  A negative = at_most(at_least(-x, A(-87.0f)), A(88.0f));
+  return reciprocal(A(1.0f) + exponential(negative));
 }
+RT_INLINE double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+#if defined(__CUDA_ARCH__)
+RT_INLINE float exponential(float x) { return __expf(x); }
+RT_INLINE float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+#endif
 
 // The distribution function and the density of the standard normal distribution.
 template <typename A>
@@ -161,18 +176,19 @@ struct Normal {
 };
 
 // Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: |error of erf| <= 1.5e-7. One exponential serves
-// both results.
-RT_INLINE Normal<float> standard_normal(float x) {
-  float magnitude = fabsf(x);
-  float t = quotient(1.0f, 1.0f + 0.231641888f * magnitude);  // 0.3275911 / sqrt(2)
-  float p = 1.061405429f;
-  p = p * t - 1.453152027f;
-  p = p * t + 1.421413741f;
-  p = p * t - 0.284496736f;
-  p = p * t + 0.254829592f;
-  float e = exponential(-0.5f * x * x);
-  float tail = 0.5f * p * t * e;
-  return {x < 0.0f ? tail : 1.0f - tail, 0.398942280f * e};
+// both results. Beyond 13 both tails are 0 in float32, at 13 they are below 1e-37.
+template <typename A>
+RT_INLINE Normal<A> standard_normal(A x) {
+  A m = at_most(magnitude(x), A(13.0f));
+  A t = reciprocal(A(1.0f) + A(0.231641888f) * m);  // 0.3275911 / sqrt(2)
+  A e = exponential(m * m * A(-0.5f));
+  A p = A(0.530702715f);  // half of the published coefficients: the tail is erfc / 2
+  p = p * t + A(-0.726576014f);
+  p = p * t + A(0.710706871f);
+  p = p * t + A(-0.142248368f);
+  p = p * t + A(0.127414796f);
+  A tail = p * t * e;
+  return {where_negative(x, tail, A(1.0f) - tail), A(0.398942280f) * e};
 }
 RT_INLINE Normal<double> standard_normal(double x) {
   return {0.5 * (1.0 + erf(x * 0.70710678118654752440)), 0.39894228040143267794 * exp(-0.5 * x * x)};
@@ -191,7 +207,7 @@ RT_INLINE GateValue<A> gate(A x) {
     return {x * n.distribution, n.distribution + x * n.density};
   }
   A s = sigmoid(x);
-  A s_slope = s * (A(1) - s);
+  A s_slope = s * (A(1.0f) - s);
   if (G == Gate::sigmoid) return {s, s_slope};
   return {x * s, s + x * s_slope};
 }
@@ -230,7 +246,7 @@ RT_INLINE StepGradients<A> step_backward(A dh, A x1, A x2, A previous, A carry, 
   A s = sigmoid(p.alpha * z + p.beta);
   A zs = z * s;
   A c = zs + x1;
-  A swish_slope = zs * (A(1) - s);  // z * sigmoid'
+  A swish_slope = zs * (A(1.0f) - s);  // z * sigmoid'
 
   GateValue<A> g = gate<G>(x2 + p.gate_bias);
   A d_c_bias = dh * g.value;
