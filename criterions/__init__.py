@@ -1,1 +1,3 @@
 """fairseq criterions of the plugin; importing this package registers them."""
+
+from . import rt_glue, rt_masked_lm  # noqa: F401

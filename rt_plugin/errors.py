@@ -9,8 +9,7 @@ class UserError(ValueError):
 
 
 def _runs_fairseq_command() -> bool:
-    program = os.path.abspath(sys.argv[0]) if sys.argv and sys.argv[0] else ""
-    folder, name = os.path.split(program)
+    folder, name = os.path.split(os.path.abspath(sys.argv[0] if sys.argv else ""))
     return name.startswith("fairseq-") or os.path.basename(folder) == "fairseq_cli"
 
 
@@ -21,6 +20,7 @@ def show_user_errors_in_one_line() -> None:
     """
     if not _runs_fairseq_command():
         return
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else fairseq-hydra-train prints a traceback of its own and exits
     previous = sys.excepthook
 
     def hook(kind, error, trace):

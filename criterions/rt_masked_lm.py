@@ -1,0 +1,55 @@
+"""Masked-LM loss over the masked positions, with perplexity, accuracy and the share of masked tokens."""
+
+import math
+
+from fairseq import utils
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+from torch.nn import functional as F
+
+
+@register_criterion("rt_masked_lm", dataclass=FairseqDataclass)
+class RtMaskedLMCriterion(FairseqCriterion):
+    """Cross-entropy of the tokens that were masked; only their positions are projected to the vocabulary.
+
+    Logged, as sums over all processes and batches: loss in bits per masked token, perplexity (2 to the loss),
+    `accuracy` (per cent of masked tokens whose most probable token is right), `masked` (per cent of tokens masked).
+    """
+
+    def __init__(self, cfg: FairseqDataclass, task):
+        super().__init__(task)
+
+    def forward(self, model, sample, reduce=True):
+        """Return (loss in nats summed over masked tokens, their number, sums to be logged)."""
+        masked = sample["target"].ne(self.padding_idx)
+        targets = sample["target"][masked]
+        logits, _ = model(**sample["net_input"], masked_tokens=masked)
+        # of no masked token at all this is 0, with gradients of 0: every parameter still takes part on every process
+        loss = F.cross_entropy(logits.float(), targets, reduction="sum")
+        sums = {
+            "loss": loss.detach(),
+            "ncorrect": logits.argmax(dim=-1).eq(targets).sum(),
+            "ntokens": sample["ntokens"],
+            "nsentences": sample["nsentences"],
+            "sample_size": targets.numel(),
+        }
+        return loss, targets.numel(), sums
+
+    @staticmethod
+    def reduce_metrics(logging_outputs) -> None:
+        """Log the measures of several batches and processes from their sums."""
+        loss, correct, tokens, masked = (
+            float(sum(log.get(key, 0) for log in logging_outputs))
+            for key in ("loss", "ncorrect", "ntokens", "sample_size")
+        )
+        if not masked:  # an update whose batches hold no masked token, or a process with only padding batches
+            return
+        metrics.log_scalar("loss", loss / masked / math.log(2), masked, round=3)
+        metrics.log_scalar("accuracy", 100 * correct / masked, masked, round=2)
+        metrics.log_scalar("masked", 100 * masked / tokens, tokens, round=2)
+        metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["loss"].avg))
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True

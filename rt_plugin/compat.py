@@ -1,0 +1,301 @@
+"""The repairs that fairseq 0.12.3.1 needs on today's Python, torch and numpy, each with its reason.
+
+A repair is a function that replaces attributes of fairseq, numpy or torch through the `Patches` it is given, so that it
+can be taken back: the tests switch every repair off (`without`) and show what breaks.
+"""
+
+import argparse
+import contextlib
+import functools
+import importlib.util
+import logging
+import os
+import pickle
+import shutil
+import time
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from fairseq import checkpoint_utils
+from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
+from fairseq.models import distributed_fairseq_model
+from fairseq.trainer import Trainer
+
+from .errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class Patches:
+    """Replaces attributes and remembers how to take that back."""
+
+    def __init__(self):
+        self._undo: list[Callable[[], None]] = []
+
+    def set(self, owner, name: str, value) -> None:
+        if hasattr(owner, name):
+            self._undo.append(functools.partial(setattr, owner, name, owner.__dict__[name]))
+        else:
+            self._undo.append(functools.partial(delattr, owner, name))
+        setattr(owner, name, value)
+
+    def on_undo(self, action: Callable[[], None]) -> None:
+        self._undo.append(action)
+
+    def undo(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+
+REPAIRS: dict[str, Callable[[Patches], None]] = {}
+_applied: dict[str, Patches] = {}
+
+
+def _repair(function: Callable[[Patches], None]) -> Callable[[Patches], None]:
+    REPAIRS[function.__name__] = function
+    return function
+
+
+def apply_all() -> None:
+    """Make every repair that is not made yet."""
+    for name in REPAIRS:
+        if name not in _applied:
+            _apply(name)
+
+
+def _apply(name: str) -> None:
+    patches = Patches()
+    REPAIRS[name](patches)
+    _applied[name] = patches
+
+
+@contextlib.contextmanager
+def without(name: str) -> Iterator[None]:
+    """Take one repair back for the length of a block (for tests, and to see whether a newer fairseq still needs it)."""
+    _applied.pop(name).undo()
+    try:
+        yield
+    finally:
+        _apply(name)
+
+
+@_repair
+def checkpoint_types(patches: Patches) -> None:
+    """torch >= 2.6 reads checkpoints with weights_only on and refuses what fairseq stores beside the weights:
+    argparse.Namespace in the configuration, numpy numbers in best scores. Exactly these are declared safe."""
+    before = torch.serialization.get_safe_globals()
+    scalar = np.float64(0).__reduce__()[0]  # its module is numpy._core since numpy 2, numpy.core before
+    number_types = {type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.bool_)}
+    torch.serialization.add_safe_globals(
+        [argparse.Namespace, np.dtype, *number_types, scalar, (scalar, "numpy.core.multiarray.scalar")]
+    )
+
+    def restore():
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+    patches.on_undo(restore)
+
+
+@_repair
+def numpy_compat_long(patches: Patches) -> None:
+    """`--sample-break-mode eos` asks for np.compat.long; numpy 2 has no np.compat."""
+    if not hasattr(np, "compat"):
+        patches.set(np, "compat", types.SimpleNamespace(long=int))
+
+
+@_repair
+def warnings_for_fairseq(patches: Patches) -> None:
+    """Every fairseq command prints a screen of warnings of hydra and torch that only fairseq could act on."""
+    before = list(warnings.filters)
+    for message in (
+        r"hydra\.experimental",
+        r"\s*The version_base parameter is not specified",
+        r"In 'config': Usage of deprecated keyword",
+        r"\s*'config' is validated against ConfigStore schema",
+        r"\s*The strict flag in the compose API is deprecated",
+        r"`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated",
+        r"'pin_memory' argument is set as true but no accelerator is found",
+        r"`broadcast_buffers` is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    patches.on_undo(functools.partial(setattr, warnings, "filters", before))
+
+
+@_repair
+def half_precision_flags(patches: Patches) -> None:
+    """`--bf16` switches fairseq's TPU flag on; where no XLA is installed, bfloat16 is meant for the GPU or CPU.
+    `--fp16` on a CPU flattens the gradients into a CUDA tensor; there they must stay as they are.
+
+    Two places: fairseq-train imports the plugin before call_main, fairseq-hydra-train after it.
+    """
+    call_main, init_trainer = distributed_utils.call_main, Trainer.__init__
+
+    @functools.wraps(call_main)
+    def call_main_with_right_flags(cfg, main, **kwargs):
+        _set_half_precision_flags(cfg)
+        return call_main(cfg, main, **kwargs)
+
+    @functools.wraps(init_trainer)
+    def init_trainer_with_right_flags(self, cfg, *args, **kwargs):
+        _set_half_precision_flags(cfg)
+        init_trainer(self, cfg, *args, **kwargs)
+
+    patches.set(distributed_utils, "call_main", call_main_with_right_flags)
+    patches.set(Trainer, "__init__", init_trainer_with_right_flags)
+
+
+def _set_half_precision_flags(cfg) -> None:
+    if cfg.common.bf16 and importlib.util.find_spec("torch_xla") is None:
+        for group in cfg.values():  # the flag is copied into criterion, optimiser and others
+            if hasattr(group, "get") and group.get("tpu"):
+                group.tpu = False
+    if cfg.common.cpu or not torch.cuda.is_available():
+        cfg.common.fp16_no_flatten_grads = True
+
+
+@_repair
+def ddp_on_cpu(patches: Patches) -> None:
+    """`--ddp-backend pytorch_ddp` passes device_ids, which torch refuses for a model on the CPU."""
+
+    class DistributedDataParallel(torch.nn.parallel.DistributedDataParallel):
+        def __init__(self, module, device_ids=None, output_device=None, **kwargs):
+            if next(module.parameters()).device.type == "cpu":
+                device_ids = output_device = None
+            super().__init__(module, device_ids=device_ids, output_device=output_device, **kwargs)
+
+    patches.set(distributed_fairseq_model, "DistributedDataParallel", DistributedDataParallel)
+
+
+@_repair
+def missing_start_checkpoint(patches: Patches) -> None:
+    """`--restore-file` with a path that does not exist: fairseq logs a line and trains from scratch. Refused.
+
+    checkpoint_utils.load_checkpoint is called by training alone, once, and is the first place that knows both the task
+    and the save folder: a task that wants its model folder complete (`write_model_folder`) is called here as well.
+    """
+    load_checkpoint = checkpoint_utils.load_checkpoint
+
+    @functools.wraps(load_checkpoint)
+    def load_existing_checkpoint(cfg, trainer, **kwargs):
+        _refuse_missing_checkpoint(cfg)
+        if hasattr(trainer.task, "write_model_folder") and trainer.data_parallel_rank == 0 and not cfg.no_save:
+            trainer.task.write_model_folder(cfg.save_dir)
+        try:
+            return load_checkpoint(cfg, trainer, **kwargs)
+        except Exception as error:
+            if "Cannot load model parameters" not in str(error):
+                raise
+            raise UserError(
+                f"{str(error).split(';')[0]}: its model differs from the one asked for "
+                f"({_first_line(error.__context__)}); use the architecture and options of that checkpoint, "
+                "or another --save-dir"
+            ) from error
+
+    patches.set(checkpoint_utils, "load_checkpoint", load_existing_checkpoint)
+
+
+def _refuse_missing_checkpoint(cfg) -> None:
+    last = os.path.join(cfg.save_dir, "checkpoint_last.pt")
+    wanted = None
+    if cfg.restore_file != "checkpoint_last.pt":
+        option, wanted = "--restore-file", cfg.restore_file
+    elif cfg.finetune_from_model is not None and not PathManager.exists(last):
+        option, wanted = "--finetune-from-model", cfg.finetune_from_model
+    if wanted is not None and not PathManager.isfile(wanted):
+        raise UserError(f"{option} {wanted}: no such file; give the path of a checkpoint, or leave the option out")
+
+
+@_repair
+def unreadable_checkpoint(patches: Patches) -> None:
+    """A checkpoint that is cut off, or is none, ends in a torch traceback; say which file it is and what to do."""
+    load_to_cpu = checkpoint_utils.load_checkpoint_to_cpu
+
+    @functools.wraps(load_to_cpu)
+    def load_readable_checkpoint(path, *args, **kwargs):
+        try:
+            return load_to_cpu(path, *args, **kwargs)
+        except FileNotFoundError:
+            raise
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            others = sorted(p.name for p in Path(path).parent.glob("checkpoint*.pt") if p.name != Path(path).name)
+            raise UserError(
+                f"checkpoint {path} cannot be read ({os.path.getsize(path):,} bytes; {_first_line(error)}): "
+                f"it is cut off, or not a checkpoint; use another (in the same folder: {', '.join(others) or 'none'})"
+            ) from error
+
+    patches.set(checkpoint_utils, "load_checkpoint_to_cpu", load_readable_checkpoint)
+
+
+@_repair
+def atomic_checkpoint_copies(patches: Patches) -> None:
+    """fairseq writes a checkpoint once and copies it over its other names (best, last) in place: a kill or a full disk
+    in between leaves them cut off. A hard link, or a complete copy where links are not possible, takes their place."""
+
+    def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        temporary = dst_path + ".tmp"
+        Path(temporary).unlink(missing_ok=True)
+        try:
+            try:
+                os.link(src_path, temporary)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(src_path, temporary)
+            os.replace(temporary, dst_path)
+        except OSError as error:
+            raise _cannot_write(dst_path, error) from error
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        return True
+
+    patches.set(PathManager, "copy", staticmethod(copy))
+
+
+@_repair
+def atomic_checkpoint_writes(patches: Patches) -> None:
+    """fairseq retries a failed write into the same file handle without emptying it, and leaves the .tmp file behind."""
+    save = checkpoint_utils.torch_persistent_save
+
+    @functools.wraps(save)
+    def save_completely(obj, filename, async_write=False):
+        if async_write:
+            return save(obj, filename, async_write=True)
+        for attempts_left in (2, 1, 0):
+            try:
+                return _write_and_rename(obj, filename)
+            except (OSError, RuntimeError) as error:
+                if not attempts_left:
+                    raise _cannot_write(filename, error) from error
+                logger.warning("writing %s failed (%s), trying again", filename, _first_line(error))
+                time.sleep(1)
+
+    patches.set(checkpoint_utils, "torch_persistent_save", save_completely)
+
+
+def _write_and_rename(obj, filename: str) -> None:
+    temporary = filename + ".tmp"
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(obj, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, filename)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _cannot_write(path: str, error: Exception) -> UserError:
+    free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
+    return UserError(
+        f"checkpoint {path} cannot be written ({_first_line(error)}; {free / 2**20:,.0f} MiB free there); the "
+        "checkpoints saved before are unharmed: make room and run the same command again, it resumes"
+    )
+
+
+def _first_line(error: BaseException | None) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip()[:200] if lines else type(error).__name__

@@ -1,0 +1,97 @@
+"""Sentences and sentence pairs as RoBERTa reads them, cut to the model's length and put into batches."""
+
+import numpy as np
+import torch
+from fairseq.data import FairseqDataset, data_utils
+
+
+class GlueDataset(FairseqDataset):
+    """Sentences or sentence pairs as one input each: `<s> a </s>` or `<s> a </s> </s> b </s>`.
+
+    Args:
+        inputs: one or two indexed data sets of N rows, each row ending with </s>.
+        dictionary: of the inputs.
+        max_positions: longer inputs are cut to this length; of a pair, the longer text first.
+        targets: (N,) class indices or scores from 0 to 1; None without labels.
+        groups: (N,) the group of each row, or None.
+        shuffle_seed: rows come in a new random order each epoch, a function of (seed, epoch); None: by length.
+    """
+
+    def __init__(self, inputs, dictionary, max_positions, targets=None, groups=None, shuffle_seed=None):
+        self.inputs = inputs
+        self.dictionary = dictionary
+        self.max_positions = max_positions
+        self.targets = targets
+        self.groups = groups
+        self.shuffle_seed = shuffle_seed
+        self.epoch = 1
+        # every input brings <s> or a second </s> in addition to its own </s>
+        self.sizes = np.minimum(sum(np.asarray(i.sizes) + 1 for i in inputs), max_positions)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> dict:
+        texts = [dataset[index][:-1] for dataset in self.inputs]
+        lengths = cut_lengths([len(text) for text in texts], self.max_positions - 2 * len(texts))
+        bos, eos = self.dictionary.bos(), self.dictionary.eos()
+        tokens = []
+        for text, length, first in zip(texts, lengths, (bos, eos), strict=False):
+            tokens += [torch.tensor([first]), text[:length], torch.tensor([eos])]
+        return {"id": index, "tokens": torch.cat(tokens).long()}
+
+    def collater(self, samples: list[dict]) -> dict:
+        """A batch; target: (B,) int64 classes or float64 scores, absent without labels."""
+        if not samples:
+            return {}
+        ids = torch.tensor([sample["id"] for sample in samples])
+        tokens = [sample["tokens"] for sample in samples]
+        batch = {
+            "id": ids,
+            "net_input": {
+                "src_tokens": data_utils.collate_tokens(tokens, self.dictionary.pad()),
+                "src_lengths": torch.tensor([len(t) for t in tokens]),
+            },
+            "nsentences": len(samples),
+            "ntokens": sum(len(t) for t in tokens),
+        }
+        if self.targets is not None:
+            batch["target"] = torch.from_numpy(self.targets[ids.numpy()])
+        return batch
+
+    def num_tokens(self, index: int) -> int:
+        return self.sizes[index]
+
+    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
+        return self.sizes[indices]
+
+    def size(self, index: int) -> int:
+        return self.sizes[index]
+
+    def ordered_indices(self) -> np.ndarray:
+        if self.shuffle_seed is None:
+            return np.argsort(self.sizes, kind="stable")
+        with data_utils.numpy_seed(self.shuffle_seed, self.epoch):
+            return np.random.permutation(len(self))
+
+    def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
+        # fairseq's multiple is 8 by default, and then it drops the last rows of every data set
+        return super().batch_by_size(indices, max_tokens, max_sentences, required_batch_size_multiple=1)
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        return self.shuffle_seed is None
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+def cut_lengths(lengths: list[int], room: int) -> list[int]:
+    """Lengths of one or two texts that fit into `room` tokens: the longer one loses first, then both alike."""
+    if len(lengths) == 1:
+        return [min(lengths[0], room)]
+    shorter = min(min(lengths), room // 2)
+    first, second = lengths
+    if first <= second:
+        return [shorter, min(second, room - shorter)]
+    return [min(first, room - shorter), shorter]

@@ -1,0 +1,308 @@
+"""The recurrent RoBERTa model: fairseq's RoBERTa with a SwishRNN block in place of every feed-forward block."""
+
+import contextlib
+
+import torch
+from fairseq.distributed import fsdp_wrap
+from fairseq.models import register_model, register_model_architecture
+from fairseq.models.roberta import RobertaEncoder, RobertaModel
+from fairseq.models.roberta.model import base_architecture as roberta_architecture
+from fairseq.models.transformer import TransformerConfig, TransformerEncoder
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
+from fairseq.modules.transformer_sentence_encoder import init_bert_params
+from omegaconf import OmegaConf, open_dict
+from torch import Tensor
+
+from . import ops, reference
+from .errors import UserError
+from .modules import RECURRENCE_TYPES, RecurrentFFN
+
+DIRECTIONS = ("forward", "backward", "alternate")
+
+
+class RecurrentEncoderLayer(TransformerEncoderLayerBase):
+    """A Transformer encoder layer whose second half is a `RecurrentFFN`; attention, residuals and norms stay.
+
+    Args:
+        cfg: the encoder's TransformerConfig.
+        recurrence: the block.
+    """
+
+    def __init__(self, cfg, recurrence: RecurrentFFN, return_fc: bool = False):
+        super().__init__(cfg, return_fc=return_fc)
+        self.recurrence = recurrence
+
+    # The feed-forward block's parameters must not exist: unused parameters stop DistributedDataParallel.
+    def build_fc1(self, *args):
+        return None
+
+    def build_fc2(self, *args):
+        return None
+
+    def forward(
+        self, x: Tensor, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Apply the layer.
+
+        Args:
+            x: (L, B, d).
+            encoder_padding_mask: (B, L), True at padding, or None where nothing is padded.
+            attn_mask: (L, L), nonzero where a query must not see a key, or None.
+
+        Returns:
+            (L, B, d); with `return_fc` also the block's output before dropout and residual.
+        """
+        if attn_mask is not None:  # a large number instead of -inf: a row without any key must not become NaN
+            attn_mask = attn_mask.to(x.dtype).masked_fill(
+                attn_mask.to(torch.bool), -1e8 if x.dtype == torch.float32 else -1e4
+            )
+        residual = x
+        if self.normalize_before:
+            x = self.self_attn_layer_norm(x)
+        x, _ = self.self_attn(x, x, x, key_padding_mask=encoder_padding_mask, need_weights=False, attn_mask=attn_mask)
+        x = self.residual_connection(self.dropout_module(x), residual)
+        if not self.normalize_before:
+            x = self.self_attn_layer_norm(x)
+
+        residual = x
+        if self.normalize_before:
+            x = self.final_layer_norm(x)
+        block_output = self.recurrence(x, encoder_padding_mask)
+        x = self.residual_connection(self.dropout_module(block_output), residual)
+        if not self.normalize_before:
+            x = self.final_layer_norm(x)
+        return (x, block_output) if self.return_fc else x
+
+
+class RecurrentEncoder(TransformerEncoder):
+    """fairseq's Transformer encoder, built of `RecurrentEncoderLayer`."""
+
+    def __init__(self, args, dictionary, embed_tokens, return_fc=False):
+        # fairseq builds the layers one by one without saying which one it is building
+        self._directions_left = layer_directions(args.recurrence_direction, args.encoder_layers)
+        super().__init__(args, dictionary, embed_tokens, return_fc=return_fc)
+
+    def build_encoder_layer(self, args):
+        cfg = TransformerConfig.from_namespace(args)
+        recurrence = self.build_recurrence(self.args, self._directions_left.pop(0))
+        layer = RecurrentEncoderLayer(cfg, recurrence, return_fc=self.return_fc)
+        if cfg.checkpoint_activations:
+            layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+        # as in fairseq: a checkpointed layer is always a unit for FSDP, however small
+        return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
+
+    def build_recurrence(self, args, direction: str) -> RecurrentFFN:
+        """One block, from the options of the command line (fairseq's TransformerConfig knows nothing of them)."""
+        return RecurrentFFN(
+            args.encoder_embed_dim,
+            args.recurrence_dim,
+            step_size=args.recurrence_step_size,
+            gate=args.recurrence_gate,
+            reverse=direction == "backward",
+            recurrence_type=args.recurrence_type,
+            impl=args.recurrence_impl,
+            activation_dropout=args.activation_dropout,
+            quant_noise=args.quant_noise_pq,
+            quant_noise_block_size=args.quant_noise_pq_block_size,
+        )
+
+
+class RecurrentRobertaEncoder(RobertaEncoder):
+    """fairseq's RoBERTa encoder over a `RecurrentEncoder`."""
+
+    def build_encoder(self, args, dictionary, embed_tokens):
+        encoder = RecurrentEncoder(args, dictionary, embed_tokens)
+        encoder.apply(init_bert_params)
+        return encoder
+
+
+@register_model("recurrent_roberta")
+class RecurrentRobertaModel(RobertaModel):
+    """RoBERTa with SwishRNN blocks: "Simple Recurrence Improves Masked Language Models", arXiv 2205.11588."""
+
+    @classmethod
+    def hub_models(cls):
+        return {}  # nothing is downloaded
+
+    @staticmethod
+    def add_args(parser):
+        """Add RoBERTa's options and those of the recurrence to `parser`."""
+        RobertaModel.add_args(parser)
+        parser.add_argument(
+            "--recurrence-dim",
+            type=int,
+            metavar="D",
+            help="inner width d' of the recurrence (default: 8/3 of the embedding width, rounded to a multiple of 8, "
+            "which keeps the number of parameters of the feed-forward block)",
+        )
+        parser.add_argument(
+            "--recurrence-step-size",
+            type=int,
+            metavar="K",
+            help="k: position i depends on position i-k; larger is faster (default: 1)",
+        )
+        parser.add_argument(
+            "--recurrence-gate", choices=list(reference.GATES), help="activation of the gate (default: gelu)"
+        )
+        parser.add_argument(
+            "--recurrence-direction",
+            choices=DIRECTIONS,
+            help="left to right as in the paper, right to left, or every second layer turned round (default: forward)",
+        )
+        parser.add_argument(
+            "--recurrence-type",
+            choices=RECURRENCE_TYPES,
+            help="none: the same gated block without the recurrence, c = x1 (default: swish-rnn)",
+        )
+        parser.add_argument(
+            "--recurrence-impl",
+            choices=ops.IMPLEMENTATIONS,
+            help="compiled op, plain PyTorch, or whichever is there (default: auto)",
+        )
+        parser.add_argument(
+            "--checkpoint-activations",
+            action="store_true",
+            help="recompute each layer in the backward pass instead of storing its activations",
+        )
+        parser.add_argument(
+            "--offload-activations",
+            action="store_true",
+            help="checkpoint activations and keep them in CPU memory (implies --checkpoint-activations)",
+        )
+
+    @classmethod
+    def build_model(cls, args, task):
+        """Build a model from fairseq's arguments.
+
+        Raises:
+            UserError: an option of the recurrence is unknown or out of range.
+        """
+        with open_dict(args) if OmegaConf.is_config(args) else contextlib.nullcontext():
+            base_architecture(args)
+            check_recurrence_options(args)
+            args.recurrence_direction = _direction_of_kept_layers(args)
+            if getattr(args, "max_positions", None) is None:
+                args.max_positions = getattr(args, "tokens_per_sample", None) or task.max_positions()
+            return cls(args, RecurrentRobertaEncoder(args, task.source_dictionary))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name_or_path,
+        checkpoint_file="checkpoint_best.pt",
+        data_name_or_path=".",
+        bpe="sentencepiece",
+        **kwargs,
+    ):
+        """Load a model folder for inference; see `rt_plugin.hub.from_pretrained`."""
+        from . import hub
+
+        return hub.from_pretrained(model_name_or_path, checkpoint_file, data_name_or_path, bpe=bpe, **kwargs)
+
+
+def layer_directions(direction: str, layers: int) -> list[str]:
+    """The direction of each layer, first to last: "forward" or "backward".
+
+    Args:
+        direction: one of `DIRECTIONS`, or one name a layer, joined by commas.
+        layers: number of layers.
+    """
+    if direction == "alternate":
+        return ["backward" if i % 2 else "forward" for i in range(layers)]
+    names = direction.split(",")
+    return names * layers if len(names) == 1 else names
+
+
+def _direction_of_kept_layers(args) -> str:
+    """With --encoder-layers-to-keep, every kept layer goes on in the direction that it was trained in."""
+    if not args.encoder_layers_to_keep or args.recurrence_direction != "alternate":
+        return args.recurrence_direction
+    kept = sorted(int(i) for i in args.encoder_layers_to_keep.split(","))
+    directions = layer_directions(args.recurrence_direction, args.encoder_layers)
+    return ",".join(directions[i] for i in kept)
+
+
+def check_recurrence_options(args) -> None:
+    """Raise a `UserError` for an option of the recurrence that is unknown or out of range (Hydra checks nothing)."""
+    options = {name: value for name, value in _items(args) if name.startswith("recurrence_")}
+    for name, value in options.items():
+        option = _option(name)
+        if name not in RECURRENCE_DEFAULTS:
+            known = ", ".join(map(_option, RECURRENCE_DEFAULTS))
+            raise UserError(f"{option} {value}: there is no such option of the recurrence; known are {known}")
+        if name in RECURRENCE_CHOICES:
+            names = value.split(",") if name == "recurrence_direction" else [value]
+            for unknown in set(names) - set(RECURRENCE_CHOICES[name]):
+                raise UserError(f"{option} {unknown}: expected one of {', '.join(RECURRENCE_CHOICES[name])}")
+        elif value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"{option} {value}: expected a whole number of at least 1")
+    if getattr(args, "ffn_blocks_to_remove", -1) != -1 or getattr(args, "ffn_reg_scale_factor", 0):
+        raise UserError(
+            "--ffn-blocks-to-remove and --ffn-reg-scale-factor prune feed-forward blocks, and a recurrent_roberta "
+            "has none; leave them out"
+        )
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _items(args):
+    return args.items() if OmegaConf.is_config(args) else vars(args).items()
+
+
+RECURRENCE_DEFAULTS = {
+    "recurrence_dim": None,
+    "recurrence_step_size": 1,
+    "recurrence_gate": "gelu",
+    "recurrence_direction": "forward",
+    "recurrence_type": "swish-rnn",
+    "recurrence_impl": "auto",
+}
+RECURRENCE_CHOICES = {
+    "recurrence_gate": tuple(reference.GATES),
+    "recurrence_direction": DIRECTIONS,
+    "recurrence_type": RECURRENCE_TYPES,
+    "recurrence_impl": ops.IMPLEMENTATIONS,
+}
+# (layers, embedding width, attention heads); below base: the BERT miniatures of Turc et al. 2019, arXiv 1908.08962
+SIZES = {
+    "tiny": (2, 128, 2),
+    "mini": (4, 256, 4),
+    "small": (4, 512, 8),
+    "medium": (8, 512, 8),
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+}
+BASELINE_SIZES = ("tiny", "mini", "small", "medium")  # fairseq has roberta_base and roberta_large
+
+
+@register_model_architecture("recurrent_roberta", "recurrent_roberta")
+def base_architecture(args):
+    """Fill in what is not set: the recurrence as in the paper, all else as in fairseq's roberta (base)."""
+    for name, value in RECURRENCE_DEFAULTS.items():
+        setattr(args, name, getattr(args, name, value))
+    args.checkpoint_activations = getattr(args, "checkpoint_activations", False)
+    args.offload_activations = getattr(args, "offload_activations", False)
+    args.checkpoint_activations |= args.offload_activations
+    roberta_architecture(args)
+
+
+def _register_size(model: str, size: str, architecture) -> None:
+    layers, embed_dim, heads = SIZES[size]
+
+    def sized_architecture(args):
+        args.encoder_layers = getattr(args, "encoder_layers", layers)
+        args.encoder_embed_dim = getattr(args, "encoder_embed_dim", embed_dim)
+        args.encoder_ffn_embed_dim = getattr(args, "encoder_ffn_embed_dim", 4 * embed_dim)
+        args.encoder_attention_heads = getattr(args, "encoder_attention_heads", heads)
+        architecture(args)
+
+    register_model_architecture(model, f"{model}_{size}")(sized_architecture)
+
+
+for _size in SIZES:
+    _register_size("recurrent_roberta", _size, base_architecture)
+for _size in BASELINE_SIZES:
+    _register_size("roberta", _size, roberta_architecture)

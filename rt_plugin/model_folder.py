@@ -1,0 +1,31 @@
+"""A model folder, the unit that people pass around: checkpoints with all that is needed to use them on new text.
+
+checkpoint*.pt                 written by fairseq
+dict.txt                       the dictionary
+label_dict.txt                 class names in order, for a fine-tuned classifier
+sentencepiece.bpe.model        the tokenizer, under the name that fairseq's hub_utils looks for
+text_normalization.json        what is done to text before the tokenizer
+"""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+DICTIONARY_FILE = "dict.txt"
+LABEL_DICTIONARY_FILE = "label_dict.txt"
+
+
+def copy_files(pairs: Iterable[tuple[str | os.PathLike, str]], save_dir: str | os.PathLike) -> None:
+    """Copy (source, name in the folder) pairs into `save_dir`; sources that do not exist are passed over.
+
+    Each file appears whole or not at all.
+    """
+    folder = Path(save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for source, name in pairs:
+        if not Path(source).is_file() or ((folder / name).exists() and os.path.samefile(source, folder / name)):
+            continue
+        temporary = folder / f"{name}.tmp"
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, folder / name)

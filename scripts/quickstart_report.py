@@ -1,0 +1,180 @@
+"""What the quickstart's trainings logged: read, tabulated (text, Markdown, CSV, JSON) and plotted."""
+
+import collections
+import csv
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+COLUMNS = {  # key of a row -> heading and format
+    "model": ("model", "{}"),
+    "parameters": ("parameters", "{:,}"),
+    "pretraining_updates": ("pretraining updates", "{:,}"),
+    "validation_loss_bits": ("validation loss, bits", "{:.3f}"),
+    "perplexity": ("perplexity", "{:.1f}"),
+    "unigram_perplexity": ("unigram perplexity", "{:.1f}"),
+    "finetuning_updates": ("fine-tuning updates", "{:,}"),
+    "dev_accuracy": ("QNLI dev accuracy", "{:.1%}"),
+    "majority_class": ("majority class", "{:.1%}"),
+    "pretraining_minutes": ("pretraining, minutes", "{:.1f}"),
+    "finetuning_minutes": ("fine-tuning, minutes", "{:.1f}"),
+}
+_RECORD = re.compile(r"\| INFO \| (train|train_inner|valid) \| (\{.*\})\s*$")
+_PARAMETERS = re.compile(r"num\. shared model params: ([\d,]+)")
+# fairseq's names of what is kept of a record; "wall" counts all attempts of a training that was resumed
+_FIELDS = {
+    "num_updates": "update",
+    "loss": "loss",
+    "ppl": "perplexity",
+    "accuracy": "accuracy",
+    "ups": "updates_per_second",
+    "wall": "seconds",
+}
+
+
+def read_log(lines: Iterable[str]) -> list[dict]:
+    """The progress records in the lines of a fairseq log written with `--log-format json`.
+
+    Returns:
+        For each record `split` ("train", "valid", or "epoch" for the training data's mean over an epoch), `update` and,
+        where logged, `loss` (bits), `perplexity`, `accuracy` (0 to 1), `updates_per_second`, and `seconds` since the
+        training's first start. Lines that are no record, or half of one, are passed over.
+    """
+    records = []
+    for line in lines:
+        found = _RECORD.search(line)
+        if not found:
+            continue
+        kind, text = found.groups()
+        try:
+            record = _record(kind, json.loads(text))
+        except ValueError:  # half a line of a killed training
+            continue
+        if "loss" in record and "update" in record:
+            records.append(record)
+    return records
+
+
+def _record(kind: str, logged: dict) -> dict:
+    split = "valid" if kind == "valid" else "train"
+    logged = {name.removeprefix(f"{split}_"): value for name, value in logged.items()}
+    record = {new: float(logged[old]) for old, new in _FIELDS.items() if old in logged}
+    record["split"] = "epoch" if kind == "train" else split
+    if "update" in record:
+        record["update"] = int(record["update"])
+    if "masked" in logged and "accuracy" in record:  # rt_masked_lm logs per cent, rt_glue a fraction
+        record["accuracy"] /= 100
+    return record
+
+
+def read_training(path: Path) -> dict:
+    """A training's log: `parameters`, `seconds`, and `train` and `valid`, the records by update (later ones win)."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    records = read_log(text.split("\n"))
+    found = _PARAMETERS.search(text)
+    return {
+        "parameters": int(found[1].replace(",", "")) if found else None,
+        "seconds": max((record.get("seconds", 0) for record in records), default=0),
+        **{
+            split: {record["update"]: record for record in records if record["split"] == split}
+            for split in ("train", "valid")
+        },
+    }
+
+
+def majority_share(pairs: Path) -> float:
+    """The share of the most frequent label in a GLUE file whose header names a column `label`."""
+    with pairs.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        counts = collections.Counter(row["label"] for row in rows)
+    return max(counts.values()) / counts.total()
+
+
+def result_row(model: str, pretraining: dict, finetuning: dict, unigram: dict, majority: float) -> dict:
+    """A row of the table: both trainings after their last update."""
+    last_pretrained, last_finetuned = (max(t["valid"].items())[1] for t in (pretraining, finetuning))
+    return {
+        "model": model,
+        "parameters": pretraining["parameters"],
+        "pretraining_updates": last_pretrained["update"],
+        "validation_loss_bits": last_pretrained["loss"],
+        "perplexity": last_pretrained["perplexity"],
+        "unigram_perplexity": unigram["unigram_perplexity"],
+        "finetuning_updates": last_finetuned["update"],
+        "dev_accuracy": last_finetuned["accuracy"],
+        "majority_class": majority,
+        "pretraining_minutes": pretraining["seconds"] / 60,
+        "finetuning_minutes": finetuning["seconds"] / 60,
+    }
+
+
+def write_report(folder: Path, logs: dict[str, tuple[Path, Path]], pairs: Path) -> None:
+    """Print the table; write it as results.txt, .md, .csv and .json, and the curves as loss_curve.png.
+
+    Args:
+        folder: of the run; holds unigram.json.
+        logs: for each model the logs of its pretraining and its fine-tuning.
+        pairs: the dev set.
+    """
+    unigram = json.loads((folder / "unigram.json").read_text())
+    majority = majority_share(pairs)
+    trainings = {model: tuple(map(read_training, paths)) for model, paths in logs.items()}
+    rows = [result_row(model, *both, unigram, majority) for model, both in trainings.items()]
+    cells = [[form.format(row[key]) for key, (_, form) in COLUMNS.items()] for row in rows]
+    headings = [heading for heading, _ in COLUMNS.values()]
+
+    text = text_table(headings, cells)
+    print(text, flush=True)
+    (folder / "results.txt").write_text(text + "\n")
+    (folder / "results.md").write_text(markdown_table(headings, cells) + "\n")
+    (folder / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
+    with (folder / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    plot_curves(folder / "loss_curve.png", trainings, unigram["unigram_bits"], majority)
+    print(f"\nplot: {folder / 'loss_curve.png'}   table: {folder}/results.md, .csv, .json", flush=True)
+
+
+def text_table(headings: list[str], rows: list[list[str]]) -> str:
+    """A table for the terminal, turned round: one line a measure, one column a model."""
+    lines = [list(line) for line in zip(headings, *rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        f"{line[0]:<{widths[0]}}" + "".join(f"  {c:>{w}}" for c, w in zip(line[1:], widths[1:], strict=True))
+        for line in lines
+    )
+
+
+def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
+    rule = ["---"] + ["---:"] * (len(headings) - 1)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [headings, rule, *rows])
+
+
+def plot_curves(path: Path, trainings: dict[str, tuple[dict, dict]], unigram_bits: float, majority: float) -> None:
+    """Pretraining loss and dev accuracy over the updates, one colour a model, with what is reached without a model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (loss_axes, accuracy_axes) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for i, (model, (pretraining, finetuning)) in enumerate(trainings.items()):
+        _plot(loss_axes, pretraining["train"], "loss", f"{model}, training", color=f"C{i}", alpha=0.5)
+        _plot(loss_axes, pretraining["valid"], "loss", f"{model}, validation", color=f"C{i}", marker="o", ls="--")
+        _plot(accuracy_axes, finetuning["valid"], "accuracy", model, color=f"C{i}", marker="o")
+    loss_axes.axhline(unigram_bits, color="grey", ls=":", label="unigram model")
+    accuracy_axes.axhline(majority, color="grey", ls=":", label="majority class")
+    loss_axes.set(title="Pretraining", xlabel="updates", ylabel="loss, bits per masked token")
+    accuracy_axes.set(title="Fine-tuning on QNLI", xlabel="updates", ylabel="dev accuracy")
+    for axes in (loss_axes, accuracy_axes):
+        axes.legend()
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _plot(axes, records: dict[int, dict], key: str, label: str, **style) -> None:
+    updates = sorted(records)
+    axes.plot(updates, [records[update][key] for update in updates], label=label, **style)

@@ -1,0 +1,424 @@
+"""The fairseq task `rt_glue`: fine-tune on a GLUE task, or on other sentences and sentence pairs in the same layout."""
+
+import contextlib
+import json
+import logging
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+import torch
+from fairseq.data import Dictionary, data_utils
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+from fairseq.tasks import FairseqTask, register_task
+from omegaconf import II, MISSING, OmegaConf, open_dict
+from torch import Tensor
+
+from rt_plugin import glue_metrics
+from rt_plugin.errors import UserError
+from rt_plugin.glue_data import GLUE_FILE, find_task, load_dictionary, read_glue_file
+from rt_plugin.glue_dataset import GlueDataset
+from rt_plugin.model_folder import DICTIONARY_FILE, LABEL_DICTIONARY_FILE, copy_files
+from rt_plugin.text import NORMALIZATION_FILE, TOKENIZER_FILE, TextEncoder
+
+from . import glue_specs
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_POSITIONS = 512
+SMALLEST_MAX_POSITIONS = 6
+METRICS_FILE = "dev_metrics.jsonl"
+SCORE = "score"
+
+
+# Optional[...], because fairseq's parser does not know `int | None`
+# ruff: noqa: UP045
+
+
+@dataclass
+class RtGlueConfig(FairseqDataclass):
+    """The options of the task."""
+
+    data: str = field(
+        default=MISSING, metadata={"help": "folder written by scripts/prepare_glue.py (OUT/<TASK>), or a model folder"}
+    )
+    glue_task: Optional[str] = field(
+        default=None, metadata={"help": "name of the GLUE task (default: read from glue.json in the data folder)"}
+    )
+    num_classes: Optional[int] = field(
+        default=None, metadata={"help": "number of classes, for data without glue.json that is no GLUE task"}
+    )
+    regression_target: bool = field(
+        default=False, metadata={"help": "predict a score from 0 to 1, for data without glue.json that is no GLUE task"}
+    )
+    max_positions: Optional[int] = field(
+        default=None,
+        metadata={"help": "tokens of an input; longer ones are cut (default: the positions of the checkpoint, or 512)"},
+    )
+    classification_head_name: str = field(
+        default="sentence_classification_head", metadata={"help": "name of the classification head to train"}
+    )
+    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
+    maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
+    # Only a training looks at these three; they stay in the checkpoint, and loading it must not need the files.
+    save_dir: str = II("checkpoint.save_dir")
+    restore_file: str = II("checkpoint.restore_file")
+    finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
+    seed: int = II("common.seed")
+
+
+@register_task("rt_glue", dataclass=RtGlueConfig)
+class RtGlueTask(FairseqTask):
+    """Classification or regression of sentences and sentence pairs.
+
+    Args:
+        cfg: options.
+        glue_task: labels and metrics.
+        dictionary: of the inputs, with <mask>.
+        label_dictionary: class names after the special symbols; None for regression.
+    """
+
+    def __init__(
+        self,
+        cfg: RtGlueConfig,
+        glue_task: glue_specs.GlueTask,
+        dictionary: Dictionary,
+        label_dictionary: Dictionary | None,
+    ):
+        super().__init__(cfg)
+        self.glue_task = glue_task
+        self.dictionary = dictionary
+        self.label_dictionary = label_dictionary
+        self.num_classes = glue_task.num_classes
+        self.is_regression = glue_task.is_regression
+        self.score_range = glue_task.score_range
+        self._positions = cfg.max_positions or DEFAULT_MAX_POSITIONS
+        self._collected = glue_metrics.CollectedOutputs()
+        self._evaluated_split: str | None = None
+        self._metrics_file: Path | None = None
+        # fairseq-train reduces after every batch and ends with post_validate; fairseq-validate reduces once
+        self._is_training = False
+
+    @classmethod
+    def setup_task(cls, cfg: RtGlueConfig, from_checkpoint: bool = False, **kwargs) -> "RtGlueTask":
+        """Read dictionaries and task from the data folder or, for a loaded checkpoint, from a model folder.
+
+        Raises:
+            UserError: the folder or one of its files is missing, or they do not belong together.
+        """
+        folder = Path(cfg.data)
+        if not folder.is_dir():
+            raise UserError(f"data folder {folder}: no such folder; prepare it with scripts/prepare_glue.py")
+        dictionary_path, label_path = dictionary_files(folder)
+        dictionary = load_dictionary(dictionary_path)
+        if not from_checkpoint:
+            check_options(cfg)
+            if (folder / TOKENIZER_FILE).is_file():
+                TextEncoder.load(folder).check_dictionary(dictionary.symbols, str(dictionary_path))
+        dictionary.add_symbol("<mask>")
+        glue_task = task_of(cfg, folder)
+        labels = None if glue_task.is_regression else load_labels(label_path, glue_task)
+        logger.info("task %s, %d symbols, classes: %s", glue_task.name, len(dictionary), glue_task.labels or "score")
+        return cls(cfg, glue_task, dictionary, labels)
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """Class names in the order of the class indices; None for regression."""
+        if self.is_regression:
+            return None
+        first = self.label_dictionary.nspecial
+        return self.label_dictionary.symbols[first : first + self.num_classes]
+
+    @property
+    def source_dictionary(self) -> Dictionary:
+        return self.dictionary
+
+    @property
+    def target_dictionary(self) -> Dictionary:
+        return self.dictionary
+
+    def max_positions(self) -> int:
+        return self._positions
+
+    def build_model(self, cfg, from_checkpoint: bool = False):
+        """Build the model with the positions of the checkpoint that the training starts from, and its head.
+
+        Raises:
+            UserError: --max-positions is more than that checkpoint has.
+        """
+        positions = self._model_positions(cfg, from_checkpoint)
+        self._positions = min(self.cfg.max_positions or positions, positions)
+        with open_dict(cfg) if OmegaConf.is_config(cfg) else contextlib.nullcontext():
+            cfg.max_positions = positions
+        model = super().build_model(cfg, from_checkpoint)
+        model.register_classification_head(self.cfg.classification_head_name, num_classes=self.num_classes)
+        return model
+
+    def _model_positions(self, model_cfg, from_checkpoint: bool) -> int:
+        wanted = self.cfg.max_positions
+        if from_checkpoint:
+            return getattr(model_cfg, "max_positions", None) or wanted or DEFAULT_MAX_POSITIONS
+        path = starting_checkpoint(self.cfg)
+        there = checkpoint_positions(path, self.dictionary.pad()) if path is not None else None
+        if there is None:
+            return wanted or DEFAULT_MAX_POSITIONS
+        if wanted is not None and wanted > there:
+            raise UserError(
+                f"--max-positions {wanted} is more than the {there} positions of {path}; "
+                f"use --max-positions {there} or less (longer inputs are cut), or leave the option out"
+            )
+        return there
+
+    def load_dataset(self, split: str, combine: bool = False, **kwargs) -> GlueDataset:
+        """Load a split.
+
+        Raises:
+            UserError: the split is not there, its files differ in length, or a label is none of the task's.
+        """
+        folder = Path(self.cfg.data)
+        inputs = self._load_inputs(folder, split)
+        targets = self._load_targets(folder / "label" / split)
+        groups_path = folder / "group" / f"{split}.txt"
+        groups = np.loadtxt(groups_path, dtype=np.int64, ndmin=1) if groups_path.is_file() else None
+        lengths = [len(part) for part in (*inputs, targets, groups) if part is not None]
+        if len(set(lengths)) != 1:
+            raise UserError(f"{folder}: the files of split {split!r} have {lengths} rows; prepare the data again")
+        seed = self.cfg.seed if split == "train" else None
+        self.datasets[split] = GlueDataset(inputs, self.dictionary, self.max_positions(), targets, groups, seed)
+        logger.info("loaded %d rows of %s", len(self.datasets[split]), split)
+        return self.datasets[split]
+
+    def _load_inputs(self, folder: Path, split: str) -> list:
+        names = [name for name in ("input0", "input1") if (folder / name).is_dir()]
+        inputs = [data_utils.load_indexed_dataset(str(folder / name / split), self.dictionary) for name in names]
+        if not inputs or None in inputs:
+            found = ", ".join(sorted({path.stem for path in folder.glob("input*/*.idx")})) or "none"
+            raise UserError(
+                f"{folder}: split {split!r} is not complete there; splits found: {found}; expected "
+                f"{', '.join(f'{name}/{split}.idx' for name in names or ['input0'])}; prepare it with "
+                "scripts/prepare_glue.py"
+            )
+        return inputs
+
+    def _load_targets(self, prefix: Path) -> np.ndarray | None:
+        """(N,) class indices or scores of a split, or None where it has no labels."""
+        if self.is_regression:
+            path = prefix.with_name(f"{prefix.name}.label")
+            return read_scores(path) if path.is_file() else None
+        dataset = data_utils.load_indexed_dataset(str(prefix), self.label_dictionary)
+        if dataset is None:
+            return None
+        classes = np.array([int(dataset[i][0]) for i in range(len(dataset))]) - self.label_dictionary.nspecial
+        wrong = np.flatnonzero((classes < 0) | (classes >= self.num_classes))
+        if len(wrong):
+            raise UserError(
+                f"{prefix}: row {wrong[0] + 1} (and {len(wrong) - 1} more) has a label that is none of "
+                f"{', '.join(self.label_names)}; prepare the data with the label dictionary of this folder"
+            )
+        return classes
+
+    def dataset(self, split: str) -> GlueDataset:
+        # fairseq asks for a split right before it evaluates it, and tells post_validate nothing about it
+        self._evaluated_split = split
+        return super().dataset(split)
+
+    def write_model_folder(self, save_dir: str) -> None:
+        """Put what a checkpoint needs beside its data folder into `save_dir`; called when a training starts."""
+        folder = Path(self.cfg.data)
+        dictionary_path, label_path = dictionary_files(folder)
+        pairs = [(dictionary_path, DICTIONARY_FILE)]
+        if not self.is_regression:
+            pairs.append((label_path, LABEL_DICTIONARY_FILE))
+        pairs += [(folder / name, name) for name in (TOKENIZER_FILE, NORMALIZATION_FILE, GLUE_FILE)]
+        copy_files(pairs, save_dir)
+        self._metrics_file = Path(save_dir) / METRICS_FILE
+
+    def record_outputs(self, sample: dict, outputs: Tensor) -> None:
+        """Keep the outputs (B, C) of a dev batch for the metrics; called by the criterion."""
+        self._collected.add(sample["id"], outputs)
+
+    def begin_valid_epoch(self, epoch: int, model) -> None:
+        self._is_training = True
+        self._collected.clear()
+
+    def reduce_metrics(self, logging_outputs: list[dict], criterion) -> None:
+        super().reduce_metrics(logging_outputs, criterion)
+        if criterion.training:
+            return
+        if self._is_training:
+            # fairseq compares stats[best_checkpoint_metric] with the best before it calls post_validate
+            for name in self._metric_names():
+                metrics.log_scalar(name, self._worst())
+            return
+        for name, value in self._evaluate().items():
+            _log_metric(name, value)
+
+    def post_validate(self, model, stats: dict, agg) -> None:
+        """Put the metrics over the whole dev set into `stats`, which fairseq-train reads next."""
+        values = self._evaluate()
+        self._append_metrics(stats, values)
+        best = max if self.cfg.maximize_best_checkpoint_metric else min
+        for name, value in values.items():
+            stats[name] = "undefined" if math.isnan(value) else value
+            if name == self.cfg.best_checkpoint_metric:
+                stats[name] = self._worst() if math.isnan(value) else value
+                if f"best_{name}" in stats:
+                    stats[f"best_{name}"] = best(stats[f"best_{name}"], stats[name])
+
+    def _metric_names(self) -> list[str]:
+        return [*self.glue_task.metrics, SCORE]
+
+    def _worst(self) -> float:
+        return -math.inf if self.cfg.maximize_best_checkpoint_metric else math.inf
+
+    def _evaluate(self) -> dict[str, float]:
+        """The task's metrics and `score`, the mean of the headline ones, over the rows seen since the last call."""
+        rows, outputs = self._collected.gather()
+        self._collected.clear()
+        dataset = self.datasets[self._evaluated_split]
+        targets = dataset.targets[rows]
+        groups = None if dataset.groups is None else dataset.groups[rows]
+        if self.is_regression:
+            outputs, targets = self.to_score(outputs), self.to_score(targets)
+        values = glue_metrics.evaluate(self.glue_task.metrics, outputs, targets, groups)
+        values[SCORE] = math.fsum(values[name] for name in self.glue_task.headline) / len(self.glue_task.headline)
+        return values
+
+    def to_score(self, outputs: np.ndarray) -> np.ndarray:
+        """Model outputs, about 0 to 1, on the task's own scale (STS-B: 0 to 5)."""
+        low, high = self.score_range
+        return low + (high - low) * outputs
+
+    def _append_metrics(self, stats: dict, values: dict[str, float]) -> None:
+        """One JSON line in the model folder: fairseq's own log rounds to six digits."""
+        line = {"split": self._evaluated_split, "updates": stats.get("num_updates"), "loss": float(stats["loss"])}
+        line |= {name: None if math.isnan(value) else value for name, value in values.items()}
+        if self._metrics_file is not None:
+            with self._metrics_file.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def _log_metric(name: str, value: float) -> None:
+    if math.isnan(value):
+        metrics.log_derived(name, lambda meters: "undefined")
+    else:
+        metrics.log_scalar(name, value)
+
+
+def dictionary_files(folder: Path) -> tuple[Path, Path]:
+    """The dictionary and the label dictionary of a prepared data folder, or of a model folder.
+
+    Raises:
+        UserError: the folder is neither.
+    """
+    if (folder / "input0").is_dir():
+        return folder / "input0" / DICTIONARY_FILE, folder / "label" / DICTIONARY_FILE
+    if (folder / DICTIONARY_FILE).is_file():
+        return folder / DICTIONARY_FILE, folder / LABEL_DICTIONARY_FILE
+    raise UserError(
+        f"data folder {folder}: neither input0/ nor {DICTIONARY_FILE} there; expected a folder written by "
+        "scripts/prepare_glue.py (OUT/<TASK>) or a model folder"
+    )
+
+
+def task_of(cfg: RtGlueConfig, folder: Path) -> glue_specs.GlueTask:
+    """The task that options and glue.json name, or a generic one.
+
+    Raises:
+        UserError: they contradict each other or name none.
+    """
+    prepared = read_glue_file(folder)
+    name = cfg.glue_task or (prepared and prepared["task"])
+    if cfg.glue_task and prepared and prepared["task"] != cfg.glue_task:
+        raise UserError(f"--glue-task {cfg.glue_task}, but {folder / GLUE_FILE} says {prepared['task']}: other data")
+    if name:
+        return find_task(name)
+    if cfg.regression_target:
+        return glue_specs.generic_task(1, regression=True)
+    if cfg.num_classes is None or cfg.num_classes < 2:
+        raise UserError(
+            f"{folder}: no {GLUE_FILE} there and --num-classes is {cfg.num_classes}; name the task with --glue-task, "
+            "or give --num-classes (2 or more) or --regression-target"
+        )
+    return glue_specs.generic_task(cfg.num_classes, regression=False)
+
+
+def load_labels(path: Path, task: glue_specs.GlueTask) -> Dictionary:
+    """The label dictionary.
+
+    Raises:
+        UserError: it is missing, has too few labels, or others than the task's.
+    """
+    dictionary = load_dictionary(path)
+    found = dictionary.symbols[dictionary.nspecial : dictionary.nspecial + task.num_classes]
+    if len(found) < task.num_classes:
+        raise UserError(f"{path}: {len(found)} labels ({', '.join(found)}), expected {task.num_classes}")
+    if task.name in glue_specs.BY_NAME and tuple(found) != task.labels:
+        raise UserError(
+            f"{path}: labels {', '.join(found)}, expected {', '.join(task.labels)} in this order; "
+            "prepare the data with scripts/prepare_glue.py"
+        )
+    return dictionary
+
+
+def read_scores(path: Path) -> np.ndarray:
+    """The (N,) scores of a `.label` file.
+
+    Raises:
+        UserError: a line is not a number.
+    """
+    scores = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            scores.append(float(line))
+        except ValueError:
+            raise UserError(f"{path}, line {number}: found {line!r}, expected one number from 0 to 1") from None
+    return np.array(scores)
+
+
+def check_options(cfg: RtGlueConfig) -> None:
+    """Refuse options that cannot be meant.
+
+    Raises:
+        UserError: --max-positions leaves no room for a pair; or the checkpoint with the lowest score would be kept as
+            the best, which fairseq does without a word.
+    """
+    if cfg.max_positions is not None and cfg.max_positions < SMALLEST_MAX_POSITIONS:
+        raise UserError(
+            f"--max-positions is {cfg.max_positions}, expected {SMALLEST_MAX_POSITIONS} or more "
+            "(four special symbols and a token of each text)"
+        )
+    higher_is_better = {SCORE, *glue_metrics.METRICS} - glue_metrics.LOWER_IS_BETTER
+    if cfg.best_checkpoint_metric in higher_is_better and not cfg.maximize_best_checkpoint_metric:
+        raise UserError(
+            f"--best-checkpoint-metric {cfg.best_checkpoint_metric} without --maximize-best-checkpoint-metric would "
+            "keep the worst checkpoint; add that option"
+        )
+
+
+def starting_checkpoint(cfg: RtGlueConfig) -> Path | None:
+    """The file that fairseq will start from, by the order of its load_checkpoint; None: from scratch."""
+    own = Path(cfg.save_dir) / "checkpoint_last.pt"
+    if cfg.restore_file != own.name:
+        candidates = [Path(cfg.restore_file)]
+    else:
+        candidates = [own] + ([Path(cfg.finetune_from_model)] if cfg.finetune_from_model else [])
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def checkpoint_positions(path: Path, pad: int) -> int | None:
+    """How many positions a checkpoint's model has; None where that cannot be told.
+
+    The file is mapped, not read. One that cannot be read is told of by fairseq's own loading, which follows.
+    """
+    try:
+        weights = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["model"]
+    except Exception:
+        return None
+    for name, weight in weights.items():
+        if name.endswith("embed_positions.weight"):
+            return weight.shape[0] - pad - 1
+    return None

@@ -1,0 +1,91 @@
+"""Fixtures: fairseq's commands as users run them, and a small corpus and model made once for the whole run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SAMPLE = REPOSITORY / "examples" / "quickstart"
+
+TRAINING = (
+    *("--user-dir", "rt_plugin", "--task", "rt_masked_lm", "--criterion", "rt_masked_lm", "--cpu"),
+    *("--arch", "recurrent_roberta_tiny", "--optimizer", "adam", "--lr", "1e-3", "--lr-scheduler", "inverse_sqrt"),
+    *("--warmup-updates", "4", "--batch-size", "8", "--tokens-per-sample", "48", "--sample-break-mode", "complete_doc"),
+    *(
+        "--max-update",
+        "8",
+        "--no-epoch-checkpoints",
+        "--num-workers",
+        "0",
+        "--log-format",
+        "json",
+        "--log-interval",
+        "4",
+    ),
+)
+
+
+def run_command(name, *arguments, cwd=REPOSITORY, ok=True, **environment):
+    """Run one of the environment's commands; returns the completed process, with stdout and stderr as text."""
+    result = subprocess.run(
+        [Path(sys.executable).parent / name, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if ok and result.returncode:
+        pytest.fail(f"{name} ended with {result.returncode}:\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
+    return result
+
+
+def user_error(result) -> str:
+    """The one line that a failed command ends with; fails the test where a traceback is shown."""
+    assert result.returncode == 1, result.stdout[-2000:] + result.stderr[-2000:]
+    assert "Traceback" not in result.stdout + result.stderr, result.stderr[-3000:]
+    last = result.stderr.rstrip().splitlines()[-1]
+    assert last.startswith("rt_plugin: error: "), result.stderr[-2000:]
+    return last
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory):
+    """A sentencepiece model of 800 pieces with its dictionary, trained on the head of the shipped sample."""
+    from rt_plugin import text
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    lines = (SAMPLE / "train.txt").read_text(encoding="utf-8").splitlines()
+    (folder / "train.txt").write_text("\n".join(lines[:1500]) + "\n", encoding="utf-8")
+    (folder / "valid.txt").write_text("\n".join(lines[1500:1650]) + "\n", encoding="utf-8")
+    text.train_sentencepiece([folder / "train.txt"], folder, 800, "moses", "en")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_bin(tokenizer_folder, tmp_path_factory):
+    """A data folder as fairseq-preprocess writes it, with the tokenizer beside."""
+    from rt_plugin import text
+
+    folder = tmp_path_factory.mktemp("data") / "bin"
+    encoder = text.TextEncoder.load(tokenizer_folder)
+    for split in ("train", "valid"):
+        text.encode_file(encoder, tokenizer_folder / f"{split}.txt", tokenizer_folder / f"{split}.pieces")
+    run_command(
+        "fairseq-preprocess",
+        *("--only-source", "--srcdict", tokenizer_folder / "dict.txt", "--destdir", folder),
+        *("--trainpref", tokenizer_folder / "train.pieces", "--validpref", tokenizer_folder / "valid.pieces"),
+    )
+    encoder.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pretrained(data_bin, tmp_path_factory):
+    """The --save-dir of a `recurrent_roberta_tiny` after 8 updates."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    run_command("fairseq-train", data_bin, *TRAINING, "--save-dir", folder)
+    return folder

@@ -1,0 +1,241 @@
+"""Each repair of fairseq: what works with it, and that the very same thing breaks without it."""
+
+import argparse
+import os
+import pickle
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fairseq import checkpoint_utils
+from fairseq.data import TokenBlockDataset
+from fairseq.dataclass.configs import CheckpointConfig
+from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
+from fairseq.models import distributed_fairseq_model
+from omegaconf import OmegaConf
+
+from conftest import TRAINING, run_command, user_error
+from rt_plugin import UserError, compat
+
+
+def with_and_without(name, action):
+    """Run `action` with all repairs; return what it raises without the repair `name`."""
+    action()
+    with compat.without(name), pytest.raises(Exception) as caught:
+        action()
+    action()
+    return caught.value
+
+
+def test_every_repair_is_tested_here():
+    source = Path(__file__).read_text(encoding="utf-8")
+    assert [name for name in compat.REPAIRS if f'"{name}"' not in source] == []
+
+
+def test_checkpoint_types(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    state = {"args": argparse.Namespace(a=1), "best": [np.float64(1.5), np.float32(2), np.int64(3), np.bool_(True)]}
+    torch.save(state, path)
+
+    def load():
+        assert torch.load(path, weights_only=True) == state
+
+    assert "Unsupported global" in str(with_and_without("checkpoint_types", load))
+
+
+def test_checkpoint_types_are_no_more_than_needed(tmp_path):
+    torch.save({"command": os.system}, tmp_path / "checkpoint.pt")
+    with pytest.raises(pickle.UnpicklingError, match=r"posix\.system"):
+        torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+
+
+def test_numpy_compat_long():
+    sentences = [torch.tensor([5, 6, 2]), torch.tensor([7, 2])]
+    error = with_and_without(
+        "numpy_compat_long",
+        lambda: TokenBlockDataset(sentences, [3, 2], block_size=8, pad=1, eos=2, break_mode="eos")[1],
+    )
+    assert "compat" in str(error)
+
+
+def test_warnings_for_fairseq():
+    def warn():
+        warnings.warn("hydra.experimental.compose() is no longer experimental. Use hydra.compose()", stacklevel=1)
+
+    compat._applied["warnings_for_fairseq"].undo()  # pytest sets the filters anew for every test
+    compat._apply("warnings_for_fairseq")
+    warnings.filterwarnings("error", message="another")
+    warn()
+    with compat.without("warnings_for_fairseq"), pytest.warns(UserWarning, match="experimental"):
+        warn()
+
+
+def test_half_precision_flags():
+    cfg = OmegaConf.create(
+        {"common": {"bf16": True, "tpu": True, "cpu": True, "fp16_no_flatten_grads": False}, "optimizer": {"tpu": True}}
+    )
+    cfg.distributed_training = {
+        "distributed_init_method": "",
+        "distributed_world_size": 1,
+        "distributed_no_spawn": True,
+        "device_id": 0,
+    }
+
+    def flags():
+        seen = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(distributed_utils, "distributed_main", lambda i, main, cfg, kwargs: main(cfg))
+            copy = OmegaConf.create(OmegaConf.to_container(cfg))
+            distributed_utils.call_main(
+                copy, lambda c: seen.extend([c.common.tpu, c.optimizer.tpu, c.common.fp16_no_flatten_grads])
+            )
+        assert seen == [False, False, True]
+
+    assert isinstance(with_and_without("half_precision_flags", flags), AssertionError)
+
+
+def test_ddp_on_cpu(tmp_path):
+    args = argparse.Namespace(
+        ddp_backend="pytorch_ddp",
+        device_id=0,
+        broadcast_buffers=False,
+        bucket_cap_mb=25,
+        find_unused_parameters=False,
+        gradient_as_bucket_view=False,
+        ddp_comm_hook="none",
+        heartbeat_timeout=-1,
+        tpu=False,
+    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        error = with_and_without(
+            "ddp_on_cpu",
+            lambda: distributed_fairseq_model.DistributedFairseqModel(
+                args, torch.nn.Linear(2, 2), torch.distributed.group.WORLD, torch.device("cpu")
+            ),
+        )
+    finally:
+        torch.distributed.destroy_process_group()
+    assert "device_ids" in str(error)
+
+
+@pytest.mark.parametrize("option", ["restore_file", "finetune_from_model"])
+def test_missing_start_checkpoint(option, tmp_path):
+    """Without the repair the trainer is reached: --restore-file would train from scratch."""
+    cfg = OmegaConf.structured(CheckpointConfig(save_dir=str(tmp_path)))
+    cfg[option] = str(tmp_path / "nowhere.pt")
+
+    def load():
+        with pytest.raises(UserError, match=r"nowhere\.pt: no such file"):
+            checkpoint_utils.load_checkpoint(cfg, argparse.Namespace(checkpoint_suffix=""))
+
+    error = with_and_without("missing_start_checkpoint", load)
+    if option == "restore_file":
+        assert "load_checkpoint" in str(error)  # the trainer's
+
+
+def test_unreadable_checkpoint(tmp_path):
+    whole, half = tmp_path / "checkpoint_last.pt", tmp_path / "checkpoint_best.pt"
+    torch.save({"model": torch.zeros(5000)}, whole)
+    half.write_bytes(whole.read_bytes()[:9000])
+
+    def load():
+        with pytest.raises(UserError, match=r"checkpoint_best\.pt cannot be read \(9,000 bytes; .*checkpoint_last\.pt"):
+            checkpoint_utils.load_checkpoint_to_cpu(str(half))
+
+    assert not isinstance(with_and_without("unreadable_checkpoint", load), UserError)
+
+
+def test_atomic_checkpoint_copies(tmp_path, monkeypatch):
+    """A copy that fails half-way leaves the file of that name as it was."""
+    source, target = tmp_path / "checkpoint1.pt", tmp_path / "checkpoint_last.pt"
+    source.write_bytes(b"new" * 1000)
+
+    def no_links(*_):
+        raise OSError("no hard links here")
+
+    def copy_half(src, dst, **_):
+        with open(dst, "wb") as file:
+            file.write(b"new")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(shutil, "copyfile", copy_half)
+
+    def copy():
+        target.write_bytes(b"old")
+        with pytest.raises(OSError if target.read_bytes() == b"" else Exception):
+            PathManager.copy(str(source), str(target), overwrite=True)
+        assert target.read_bytes() == b"old"
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint1.pt", "checkpoint_last.pt"]
+
+    assert isinstance(with_and_without("atomic_checkpoint_copies", copy), AssertionError)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_checkpoint_copies_are_complete(links, tmp_path, monkeypatch):
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no hard links here")))
+    source, target = tmp_path / "a.pt", tmp_path / "b.pt"
+    for content in (b"first", b"second"):
+        checkpoint_utils.torch_persistent_save({"x": content}, str(source))
+        for _ in range(2):  # twice: both names are one file then
+            assert PathManager.copy(str(source), str(target), overwrite=True)
+        assert torch.load(target, weights_only=True) == {"x": content}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt", "b.pt"]
+
+
+def test_atomic_checkpoint_writes(tmp_path, monkeypatch):
+    """A first attempt that fails half-way must not spoil the second one, nor leave a .tmp file when all fail."""
+    monkeypatch.setattr(checkpoint_utils.time, "sleep", lambda seconds: None)
+    path, save, failures = tmp_path / "checkpoint_last.pt", torch.save, []
+
+    def save_half_at_first(obj, file, **kwargs):
+        if not failures:
+            failures.append(1)
+            file.write(b"x" * 1000)
+            raise OSError(28, "No space left on device")
+        save(obj, file, **kwargs)
+
+    def write():
+        failures.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "save", save_half_at_first)
+            checkpoint_utils.torch_persistent_save({"x": 1}, str(path))
+        assert path.read_bytes()[:2] == b"PK"
+        assert [p.name for p in tmp_path.iterdir()] == ["checkpoint_last.pt"]
+
+    assert isinstance(with_and_without("atomic_checkpoint_writes", write), AssertionError)
+
+
+def test_full_disk_leaves_the_checkpoint_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(compat.time, "sleep", lambda seconds: None)
+    path = tmp_path / "checkpoint_last.pt"
+    path.write_bytes(b"old")
+
+    def full(obj, file, **kwargs):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"cannot be written .*No space left on device.*saved before are unharmed"):
+        checkpoint_utils.torch_persistent_save({"x": 1}, str(path))
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint_last.pt"]
+
+
+@pytest.mark.parametrize("flags", [("--bf16",), ("--fp16",), ("--memory-efficient-fp16",), ("--amp",)], ids=" ".join)
+def test_half_precision_trains_saves_and_resumes_on_the_cpu(flags, data_bin, tmp_path):
+    options = (data_bin, *TRAINING, *flags, "--save-dir", tmp_path, "--disable-validation")
+    run_command("fairseq-train", *options, "--max-update", "2")
+    resumed = run_command("fairseq-train", *options, "--max-update", "3")
+    assert "@ 2 updates" in resumed.stdout
+
+
+def test_other_architecture_in_the_same_folder_is_named(pretrained, data_bin):
+    arguments = (data_bin, *TRAINING, "--save-dir", pretrained, "--max-update", "9", "--encoder-embed-dim", "64")
+    assert "its model differs from the one asked for" in user_error(run_command("fairseq-train", *arguments, ok=False))

@@ -1,0 +1,158 @@
+"""Loading a model folder for inference, in this process and in a fresh one from another folder."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from conftest import REPOSITORY
+from rt_plugin import UserError
+from rt_plugin.model import RecurrentRobertaModel
+
+# What a user types, from any folder, with fairseq's own entry point to hub_utils.
+FRESH_PROCESS = """
+import json, sys, torch
+import rt_plugin
+from rt_plugin.model import RecurrentRobertaModel
+model = RecurrentRobertaModel.from_pretrained(sys.argv[1], "checkpoint_last.pt")
+tokens = model.encode("Paris is the capital of France.")
+features = model.extract_features(tokens)
+filled = model.fill_mask("He was a <mask>.", topk=3)
+print(json.dumps([model.decode(tokens), list(features.shape), len(tokens), filled]))
+"""
+
+
+@pytest.fixture(scope="module")
+def model(pretrained):
+    return RecurrentRobertaModel.from_pretrained(str(pretrained), "checkpoint_last.pt")
+
+
+def test_fresh_process_from_another_folder(pretrained, tmp_path):
+    folder = shutil.copytree(pretrained, tmp_path / "moved")
+    result = subprocess.run(
+        [sys.executable, "-c", FRESH_PROCESS, folder],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    text, shape, length, filled = json.loads(result.stdout.splitlines()[-1])
+    assert text == "Paris is the capital of France."
+    assert shape == [1, length, 128]
+    assert len(filled) == 3
+
+
+def test_loaded_for_inference_and_without_a_network(model):
+    assert not model.training
+    assert RecurrentRobertaModel.hub_models() == {}
+
+
+@pytest.mark.parametrize("sentences", [["One sentence."], ["The first.", "And a second one."], ["A b.", "C.", "D e."]])
+def test_encode_and_decode_are_inverse(model, sentences):
+    dictionary = model.task.source_dictionary
+    tokens = model.encode(*sentences)
+    assert tokens[0] == dictionary.bos() and tokens[-1] == dictionary.eos()
+    assert tokens.eq(dictionary.eos()).sum() == 2 * len(sentences) - 1
+    assert model.decode(tokens) == (sentences[0] if len(sentences) == 1 else sentences)
+
+
+def test_text_is_normalised_as_in_training(model):
+    """The sample's tokenizer was trained on text with Moses punctuation normalisation."""
+    assert model.encode("\u201cYes\u201d \u2013 it\u2019s").tolist() == model.encode('"Yes" - it\'s').tolist()
+
+
+def test_special_tokens_in_text_are_text(model):
+    dictionary = model.task.source_dictionary
+    tokens = model.encode("a </s> b <mask> c <pad>").tolist()
+    assert tokens.count(dictionary.eos()) == 1
+    assert dictionary.index("<mask>") not in tokens and dictionary.pad() not in tokens
+
+
+@pytest.mark.parametrize("topk", [1, 5, 50])
+def test_fill_mask_gives_exactly_topk_true_probabilities(model, topk):
+    sentence = "The capital of <mask> is old."
+    filled = model.fill_mask(sentence, topk=topk)
+    dictionary = model.task.source_dictionary
+    assert len({token for _, _, token in filled}) == len(filled) == topk
+    assert [p for _, p, _ in filled] == sorted((p for _, p, _ in filled), reverse=True)
+    ids = [dictionary.bos(), *model._ids("The capital of"), dictionary.index("<mask>"), *model._ids(" is old."), 2]
+    with torch.no_grad():
+        probabilities = model.model(torch.tensor([ids]))[0][0, ids.index(dictionary.index("<mask>"))].softmax(-1)
+    probabilities[[0, 1, 2, 3, dictionary.index("<mask>")]] = 0
+    assert filled[0][1] == pytest.approx(probabilities.max().item(), rel=1e-5)
+    assert all(text.startswith("The capital of") and text.endswith(" is old.") for text, _, _ in filled)
+
+
+def test_filled_sentences_have_spaces_where_words_begin(model):
+    assert model._filled("He is ", "\u2581the", ".", 0.5) == ("He is the.", 0.5, " the")
+    assert model._filled("He is ", "s", " here", 0.5) == ("He iss here", 0.5, "s")
+    assert model._filled("", "\u2581The", " men", 0.5) == ("The men", 0.5, " The")
+
+
+@pytest.mark.parametrize("sentence", ["no mask", "<mask> and <mask>"])
+def test_fill_mask_needs_one_mask(model, sentence):
+    with pytest.raises(UserError, match="expected once"):
+        model.fill_mask(sentence)
+
+
+def test_features_do_not_depend_on_the_batch(model):
+    pad = model.task.source_dictionary.pad()
+    short, long = model.encode("A short one."), model.encode("A sentence that is quite a bit longer.")
+    padded = torch.stack([torch.nn.functional.pad(short, (0, len(long) - len(short)), value=pad), long])
+    together = model.extract_features(padded)
+    torch.testing.assert_close(together[:1, : len(short)], model.extract_features(short), rtol=0, atol=1e-5)
+
+
+def test_without_a_fine_tuned_head(model):
+    with pytest.raises(UserError, match="no class labels"):
+        model.classify("A sentence.")
+    with pytest.raises(UserError, match="no classification head 'x' in this checkpoint; heads: none"):
+        model.predict("x", model.encode("A sentence."))
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def cut_in_half(folder):
+    path = folder / "checkpoint_last.pt"
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def foreign_dictionary(folder):
+    (folder / "dict.txt").write_text("".join(f"word{i} 1\n" for i in range(796)), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shutil.rmtree, "no such folder"),
+        (
+            remove("checkpoint_last.pt"),
+            r"no checkpoint_last\.pt there; .*: checkpoint_best\.pt",
+        ),
+        (remove("sentencepiece.bpe.model"), r"no sentencepiece\.bpe\.model there"),
+        (remove("dict.txt"), r"no dict\.txt"),
+        (cut_in_half, r"checkpoint_last\.pt cannot be read"),
+        (foreign_dictionary, "dict"),
+    ],
+)
+def test_incomplete_folders_are_named(damage, message, pretrained, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(pretrained, folder)
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        RecurrentRobertaModel.from_pretrained(str(folder), "checkpoint_last.pt")
+
+
+def test_tokenizer_and_dictionary_may_lie_in_a_data_folder(pretrained, data_bin, tmp_path):
+    shutil.copy(pretrained / "checkpoint_last.pt", tmp_path)
+    model = RecurrentRobertaModel.from_pretrained(str(tmp_path), "checkpoint_last.pt", str(data_bin))
+    assert model.decode(model.encode("It works.")) == "It works."

@@ -1,0 +1,108 @@
+"""Installed, editable and uninstalled: the same names work, and nothing else is left in site-packages."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from conftest import REPOSITORY
+
+USE = """
+import pathlib, rt_plugin, rt_plugin.tasks.glue_specs, rt_plugin.criterions, rt_plugin.model, sys
+assert not {"tasks", "criterions", "scripts"} & set(sys.modules)
+from fairseq.tasks import TASK_REGISTRY
+from fairseq.criterions import CRITERION_REGISTRY
+assert {"rt_masked_lm", "rt_glue"} <= set(TASK_REGISTRY) & set(CRITERION_REGISTRY)
+for missing in ("scripts", "rt_plugin", "tests"):
+    try:
+        __import__(f"rt_plugin.{missing}")
+    except ModuleNotFoundError:
+        continue
+    raise AssertionError(f"rt_plugin.{missing} can be imported")
+print(pathlib.Path(rt_plugin.__file__).resolve().parent)
+"""
+
+
+def pip(*arguments):
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", *arguments]
+    # the compiled op takes a minute to build and is not what these tests are about
+    environment = {**os.environ, "RT_BUILD_CPU": "0", "RT_BUILD_CUDA": "0"}
+    subprocess.run([*map(str, command)], check=True, env=environment, cwd="/", timeout=600)
+
+
+def use(cwd, site=None, python_path=""):
+    code = f"import site; site.addsitedir({str(site)!r})\n{USE}" if site else USE
+    environment = {**os.environ, "PYTHONPATH": str(python_path), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder]
+    environment = {**os.environ, "RT_BUILD_CPU": "0", "RT_BUILD_CUDA": "0"}
+    subprocess.run([*map(str, command), REPOSITORY], check=True, env=environment, cwd="/", timeout=600)
+    return next(folder.glob("*.whl"))
+
+
+def test_checkout_that_is_not_installed(tmp_path):
+    assert use(tmp_path, python_path=REPOSITORY) == str(REPOSITORY / "rt_plugin")
+
+
+def test_nothing_in_a_plain_install_brings_a_torch_of_its_own(wheel):
+    """Neither the build nor a dependency: fairseq's isolated build would, so it is an extra."""
+    project = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.findall(r'^requires = \["([a-z]+)[^",]*"\]$', project, re.MULTILINE) == ["setuptools"]
+    metadata = zipfile.ZipFile(wheel).read(f"{wheel.name.split('-py3')[0]}.dist-info/METADATA").decode()
+    requirements = [
+        Requirement(line.split(": ")[1]) for line in metadata.splitlines() if line.startswith("Requires-Dist")
+    ]
+    plain = {r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})}
+    assert plain == {"torch", "numpy", "sentencepiece", "sacremoses"}
+
+
+def test_wheel_holds_one_top_level_package(wheel):
+    names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {name for name in names if not name.endswith(".dist-info")} == {"rt_plugin"}
+
+
+def test_installed_package_works_from_any_folder(wheel, tmp_path):
+    site = tmp_path / "site"
+    pip("--target", site, wheel)
+    assert use(tmp_path, site) == str(site / "rt_plugin")
+
+
+def test_editable_install_works_from_any_folder(tmp_path):
+    pip("--prefix", tmp_path / "prefix", "-e", REPOSITORY)
+    site = next((tmp_path / "prefix").rglob("site-packages"))
+    assert use(tmp_path, site) == str(REPOSITORY / "rt_plugin")
+
+
+def test_installed_user_dir_is_found_by_name(wheel, tmp_path):
+    """fairseq looks beside its own folder for `--user-dir rt_plugin`; a plain install puts it there."""
+    site = tmp_path / "site"
+    pip("--target", site, wheel)
+    import fairseq
+
+    shutil.copytree(Path(fairseq.__file__).parent, site / "fairseq", ignore=shutil.ignore_patterns("examples", "*.pyc"))
+    code = "import sys; from fairseq_cli.train import cli_main; sys.argv[0] = 'fairseq-train'; cli_main()"
+    options = ("--task", "rt_masked_lm", "--criterion", "rt_masked_lm", "--arch", "recurrent_roberta_tiny", "--cpu")
+    result = subprocess.run(
+        [sys.executable, "-c", code, "nowhere", "--user-dir", "rt_plugin", "--batch-size", "1", *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "data folder nowhere: no such folder" in result.stderr, result.stderr

@@ -1,0 +1,121 @@
+"""The block without fairseq: its parameters, its special cases, and that padding changes nothing."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from conftest import REPOSITORY
+from rt_plugin import UserError
+from rt_plugin.modules import RecurrentFFN, default_inner_dim
+
+# Runs with fairseq made unfindable, as on a machine that does not have it.
+WITHOUT_FAIRSEQ = """
+import importlib.util, sys
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] == "fairseq" else find_spec(name, *rest)
+sys.modules["fairseq"] = None
+import torch
+before = set(sys.modules)
+import rt_plugin.reference, rt_plugin.ops, rt_plugin.modules
+added = {name.split(".")[0] for name in set(sys.modules) - before}
+assert added <= {"rt_plugin"} | sys.stdlib_module_names, added
+block = rt_plugin.modules.RecurrentFFN(16)
+print(tuple(block(torch.zeros(5, 2, 16)).shape))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def perturbed(block):
+    """Away from the initial values, at which a bias that is forgotten would not show."""
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return block
+
+
+@pytest.mark.parametrize(("d", "inner"), [(128, 344), (256, 680), (512, 1368), (768, 2048), (1024, 2728), (1, 8)])
+def test_default_width_is_eight_thirds_rounded_to_a_multiple_of_eight(d, inner):
+    assert default_inner_dim(d) == inner
+
+
+def test_parameters_and_initial_values():
+    block = RecurrentFFN(128)
+    assert {name: tuple(p.shape) for name, p in block.named_parameters()} == {
+        "in_proj.weight": (688, 128),
+        "alpha": (344,),
+        "beta": (344,),
+        "c_bias": (344,),
+        "gate_bias": (344,),
+        "out_proj.weight": (128, 344),
+        "out_proj.bias": (128,),
+    }
+    assert block.alpha.eq(1).all()
+    assert not any(p.any() for p in (block.beta, block.c_bias, block.gate_bias, block.out_proj.bias))
+    assert block.in_proj.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_block_is_the_equation_around_the_operation():
+    block = perturbed(RecurrentFFN(12, 8, step_size=2, gate="silu", reverse=True))
+    x = torch.randn(7, 3, 12)
+    from rt_plugin.reference import swish_rnn
+
+    h = swish_rnn(
+        x @ block.in_proj.weight.T, block.alpha, block.beta, block.c_bias, block.gate_bias, 2, "silu", reverse=True
+    )
+    torch.testing.assert_close(block(x), h @ block.out_proj.weight.T + block.out_proj.bias, rtol=1e-5, atol=1e-6)
+
+
+def test_without_recurrence_each_position_stands_alone():
+    block = perturbed(RecurrentFFN(12, recurrence_type="none"))
+    assert {"alpha", "beta"}.isdisjoint(dict(block.named_parameters()))
+    x = torch.randn(6, 2, 12)
+    alone = torch.cat([block(x[i : i + 1]) for i in range(6)])
+    torch.testing.assert_close(block(x), alone, rtol=1e-5, atol=1e-6)
+    x1, x2 = block.in_proj(x).chunk(2, dim=-1)
+    h = (x1 + block.c_bias) * torch.nn.functional.gelu(x2 + block.gate_bias)
+    torch.testing.assert_close(block(x), block.out_proj(h), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_padding_changes_nothing(reverse):
+    block = perturbed(RecurrentFFN(12, reverse=reverse, step_size=2))
+    x = torch.randn(6, 2, 12)
+    padded = torch.cat([x, torch.full((3, 2, 12), 7.0)])
+    mask = torch.tensor([[False] * 6 + [True] * 3] * 2)
+    torch.testing.assert_close(block(padded, mask)[:6], block(x), rtol=1e-5, atol=1e-6)
+
+
+def test_activation_dropout_acts_in_training_only():
+    block = perturbed(RecurrentFFN(12, activation_dropout=0.5))
+    x = torch.randn(5, 2, 12)
+    assert not torch.equal(block(x), block(x))
+    block.eval()
+    assert torch.equal(block(x), block(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"inner_dim": 0}, "inner_dim is 0, expected at least 1"),
+        ({"step_size": 0}, "step_size is 0, expected at least 1"),
+        ({"gate": "relu"}, "gate is 'relu', expected one of gelu, sigmoid, silu"),
+        ({"recurrence_type": "lstm"}, "recurrence_type is 'lstm', expected one of swish-rnn, none"),
+        ({"impl": "fast"}, "impl is 'fast', expected one of auto, native, reference"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        RecurrentFFN(16, **options)
+
+
+def test_works_without_fairseq_and_imports_nothing_but_torch():
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_FAIRSEQ], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout.strip() == "(5, 2, 16)", result.stderr

@@ -1,0 +1,202 @@
+"""Pretraining with fairseq's own commands: train, interrupt, resume, validate, and what bad input says."""
+
+import itertools
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq.data import BaseWrapperDataset
+
+from conftest import REPOSITORY, TRAINING, run_command, user_error
+from rt_plugin.tasks.rt_masked_lm import SplitSentencesDataset
+
+
+def logged(result, tag):
+    """The JSON lines that fairseq logs under a tag."""
+    lines = (line for line in result.stdout.splitlines() if f"| {tag} | {{" in line)
+    return [json.loads(line[line.index("{") :]) for line in lines]
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+def assert_same_weights(a, b):
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def test_training_learns_and_leaves_a_complete_model_folder(pretrained, data_bin):
+    names = {p.name for p in pretrained.iterdir()}
+    tokenizer = {"dict.txt", "sentencepiece.bpe.model", "text_normalization.json"}
+    assert names == {"checkpoint_best.pt", "checkpoint_last.pt"} | tokenizer
+    for name in tokenizer:
+        assert (pretrained / name).read_bytes() == (data_bin / name).read_bytes()
+
+
+def test_interrupted_training_ends_with_the_same_weights(data_bin, tmp_path):
+    """kill -9 after the first checkpoint; the second run goes on from there, to the last bit as if undisturbed."""
+    options = (data_bin, *TRAINING, "--max-update", "40", "--save-interval-updates", "5", "--disable-validation")
+    undisturbed = run_command("fairseq-train", *options, "--save-dir", tmp_path / "undisturbed")
+    command = [Path(sys.executable).parent / "fairseq-train", *options, "--save-dir", tmp_path / "killed"]
+    process = subprocess.Popen(
+        [*map(str, command)], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    checkpoint, deadline = tmp_path / "killed" / "checkpoint_last.pt", time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "training ended before it could be killed"
+    resumed = run_command("fairseq-train", *options, "--save-dir", tmp_path / "killed")
+    assert "Loaded checkpoint" in resumed.stdout
+    assert_same_weights(weights(checkpoint), weights(tmp_path / "undisturbed" / "checkpoint_last.pt"))
+    losses = [entry["loss"] for entry in logged(undisturbed, "train_inner")]
+    assert float(losses[-1]) < float(losses[0]) - 0.5
+
+
+def test_validate_command_gives_the_loss_of_training(pretrained, data_bin):
+    state = torch.load(pretrained / "checkpoint_last.pt", weights_only=True)
+    result = run_command(
+        "fairseq-validate",
+        data_bin,
+        *("--user-dir", "rt_plugin", "--task", "rt_masked_lm", "--path", pretrained / "checkpoint_last.pt"),
+        *("--batch-size", "8", "--cpu", "--log-format", "json"),
+    )
+    (entry,) = logged(result, "valid")
+    assert float(entry["valid_loss"]) == pytest.approx(state["extra_state"]["val_loss"], abs=2e-3)
+    assert 10 < float(entry["valid_masked"]) < 20
+
+
+def test_baseline_and_options_train(data_bin, tmp_path):
+    for number, options in enumerate(
+        (
+            ("--arch", "roberta_tiny"),
+            ("--recurrence-direction", "alternate", "--recurrence-type", "none", "--mask-whole-words"),
+            ("--checkpoint-activations", "--encoder-normalize-before", "--quant-noise-pq", "0.1", "--store-ema"),
+        )
+    ):
+        save_dir = tmp_path / str(number)
+        run_command("fairseq-train", data_bin, *TRAINING, "--max-update", "2", "--save-dir", save_dir, *options)
+        assert (save_dir / "checkpoint_last.pt").is_file()
+
+
+def test_hydra_trains_from_the_example_config(data_bin, tmp_path):
+    result = run_command(
+        "fairseq-hydra-train",
+        *("--config-dir", REPOSITORY / "examples" / "hydra", "--config-name", "pretrain"),
+        f"common.user_dir={REPOSITORY / 'rt_plugin'}",
+        f"task.data={data_bin}",
+        f"checkpoint.save_dir={tmp_path / 'run'}",
+        *(
+            f"hydra.run.dir={tmp_path / 'hydra'}",
+            "optimization.max_update=3",
+            "dataset.batch_size=8",
+            "common.cpu=true",
+        ),
+    )
+    assert (tmp_path / "run" / "checkpoint_last.pt").is_file(), result.stdout[-2000:]
+    bad = run_command(
+        "fairseq-hydra-train",
+        *("--config-dir", REPOSITORY / "examples" / "hydra", "--config-name", "pretrain"),
+        f"common.user_dir={REPOSITORY / 'rt_plugin'}",
+        f"task.data={data_bin}",
+        f"checkpoint.save_dir={tmp_path / 'run'}",
+        *(f"hydra.run.dir={tmp_path / 'hydra'}", "+model.recurrence_dims=8"),
+        ok=False,
+    )
+    assert "--recurrence-dims 8: there is no such option" in user_error(bad)
+
+
+def without_tokenizer(data_bin, folder):
+    shutil.copytree(data_bin, folder)
+    (folder / "sentencepiece.bpe.model").unlink()
+    return folder
+
+
+def other_dictionary(data_bin, folder):
+    shutil.copytree(data_bin, folder)
+    (folder / "dict.txt").write_text("".join(f"word{i} 1\n" for i in range(796)), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        (lambda data, folder: folder, (), "no such folder; give the folder that fairseq-preprocess wrote"),
+        (lambda data, folder: data.parent, (), "but no dict.txt"),
+        (lambda data, folder: data, ("--valid-subset", "test"), "split 'test' is missing in"),
+        (
+            lambda data, folder: data,
+            ("--recurrence-step-size", "0"),
+            "--recurrence-step-size 0: expected a whole number",
+        ),
+        (lambda data, folder: data, ("--recurrence-dim", "-8"), "--recurrence-dim -8: expected a whole number"),
+        (lambda data, folder: data, ("--restore-file", "x.pt"), "--restore-file x.pt: no such file"),
+        (lambda data, folder: data, ("--finetune-from-model", "y.pt"), "--finetune-from-model y.pt: no such file"),
+        (other_dictionary, (), "dict.txt"),
+        (without_tokenizer, ("--mask-whole-words",), "--mask-whole-words needs the tokenizer"),
+    ],
+)
+def test_bad_input_ends_in_one_line(data, options, message, data_bin, tmp_path):
+    folder = data(data_bin, tmp_path / "data")
+    result = run_command("fairseq-train", folder, *TRAINING, "--save-dir", tmp_path / "run", *options, ok=False)
+    assert message in user_error(result)
+    assert not list((tmp_path / "run").glob("*.pt"))
+
+
+def test_checkpoint_cut_in_half_is_named(pretrained, data_bin, tmp_path):
+    folder = shutil.copytree(pretrained, tmp_path / "run")
+    last = folder / "checkpoint_last.pt"
+    half = last.read_bytes()[: last.stat().st_size // 2]
+    last.unlink()  # best and last may be one file
+    last.write_bytes(half)
+    result = run_command("fairseq-train", data_bin, *TRAINING, "--save-dir", folder, ok=False)
+    line = user_error(result)
+    assert "checkpoint_last.pt cannot be read" in line
+    assert "in the same folder: checkpoint_best.pt" in line
+
+
+def test_full_disk_while_saving_keeps_the_old_checkpoint(pretrained, data_bin, tmp_path):
+    """A file size limit stands in for the full disk: the write fails half-way, as there."""
+    folder = shutil.copytree(pretrained, tmp_path / "run")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    size = (folder / "checkpoint_last.pt").stat().st_size
+    command = [Path(sys.executable).parent / "fairseq-train", data_bin, *TRAINING, "--save-dir", folder]
+    result = subprocess.run(
+        [*map(str, command), "--max-update", "9", "--disable-validation"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2)),
+    )
+    assert "cannot be written" in user_error(result)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+class Sentences(BaseWrapperDataset):
+    def __init__(self, lengths):
+        ids = itertools.count()
+        super().__init__([torch.tensor([next(ids) for _ in range(n)]) for n in lengths])
+
+    @property
+    def sizes(self):
+        return [len(s) for s in self.dataset]
+
+
+@pytest.mark.parametrize("max_length", [3, 4, 7])
+def test_long_sentences_are_split_and_no_token_is_lost(max_length):
+    lengths = [1, 2, 3, 4, 5, 7, 8, 22, 1, 9]
+    split = SplitSentencesDataset(Sentences(lengths), max_length)
+    parts = [split[i] for i in range(len(split))]
+    assert [len(p) for p in parts] == list(split.sizes)
+    assert torch.cat(parts).tolist() == list(range(sum(lengths)))
+    assert max(split.sizes) <= max_length
+    assert sorted(split.sizes)[2] > 1, "only the two sentences of one token, document boundaries, have one token"
