@@ -39,9 +39,11 @@ struct Buffer {
   explicit Buffer(size_t size) : bytes(size, 0xff) {}
   void* data() { return bytes.data(); }
   void read(FILE* file) {
-    if (fread(bytes.data(), 1, bytes.size(), file) != bytes.size()) abort();
+    if (!bytes.empty() && fread(bytes.data(), 1, bytes.size(), file) != bytes.size()) abort();
   }
-  void write(FILE* file) const { fwrite(bytes.data(), 1, bytes.size(), file); }
+  void write(FILE* file) const {
+    if (!bytes.empty()) fwrite(bytes.data(), 1, bytes.size(), file);
+  }
 };
 
 bool read_case(FILE* file, Case& out) {
