@@ -18,7 +18,6 @@ struct Floats8 {
 RT_INLINE Floats8 operator+(Floats8 a, Floats8 b) { return _mm256_add_ps(a.v, b.v); }
 RT_INLINE Floats8 operator-(Floats8 a, Floats8 b) { return _mm256_sub_ps(a.v, b.v); }
 RT_INLINE Floats8 operator*(Floats8 a, Floats8 b) { return _mm256_mul_ps(a.v, b.v); }
-RT_INLINE Floats8 operator-(Floats8 a) { return _mm256_xor_ps(a.v, _mm256_set1_ps(-0.0f)); }
 
 // The instructions return their second operand when one is NaN.
 RT_INLINE Floats8 at_least(Floats8 x, Floats8 limit) { return _mm256_max_ps(limit.v, x.v); }

@@ -18,7 +18,6 @@ struct Floats16 {
 RT_INLINE Floats16 operator+(Floats16 a, Floats16 b) { return _mm512_add_ps(a.v, b.v); }
 RT_INLINE Floats16 operator-(Floats16 a, Floats16 b) { return _mm512_sub_ps(a.v, b.v); }
 RT_INLINE Floats16 operator*(Floats16 a, Floats16 b) { return _mm512_mul_ps(a.v, b.v); }
-RT_INLINE Floats16 operator-(Floats16 a) { return _mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f)); }
 
 // The instructions return their second operand when one is NaN.
 RT_INLINE Floats16 at_least(Floats16 x, Floats16 limit) { return _mm512_max_ps(limit.v, x.v); }

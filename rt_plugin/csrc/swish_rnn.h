@@ -143,12 +143,11 @@ RT_INLINE float scale(float p, float n) {
 
 // ---- functions of one number
 
-// e^x for x in [-87, 88], with an error below 2 units in the last place; NaN stays NaN.
+// 2^t for t in [-126, 127], with an error below 2 units in the last place; NaN stays NaN.
 template <typename A>
-RT_INLINE A exponential(A x) {
-  const A log2_e = A(1.44269504f);
-  A n = nearest_integer(x * log2_e);
-  A r = x * log2_e - n;
+RT_INLINE A power_of_two(A t) {
+  A n = nearest_integer(t);
+  A r = t - n;
   A p = A(1.32647272e-3f);  // 2^r on [-0.5, 0.5]: minimax of the relative error, 9.1e-8, exact at 0
   p = p * r + A(9.67151268e-3f);
   p = p * r + A(5.55073374e-2f);
@@ -157,17 +156,17 @@ RT_INLINE A exponential(A x) {
   p = p * r + A(1.0f);
   return scale(p, n);
 }
+#if defined(__CUDA_ARCH__)
+RT_INLINE float power_of_two(float t) { return exp2f(t); }
+#endif
+constexpr float kLog2E = 1.44269504f;
 
 template <typename A>
 RT_INLINE A sigmoid(A x) {
-  A negative = at_most(at_least(-x, A(-87.0f)), A(88.0f));
-  return reciprocal(A(1.0f) + exponential(negative));
+  A t = at_most(at_least(x * A(-kLog2E), A(-126.0f)), A(127.0f));
+  return reciprocal(A(1.0f) + power_of_two(t));
 }
 RT_INLINE double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
-#if defined(__CUDA_ARCH__)
-RT_INLINE float exponential(float x) { return __expf(x); }
-RT_INLINE float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
-#endif
 
 // The distribution function and the density of the standard normal distribution.
 template <typename A>
@@ -181,7 +180,7 @@ template <typename A>
 RT_INLINE Normal<A> standard_normal(A x) {
   A m = at_most(magnitude(x), A(13.0f));
   A t = reciprocal(A(1.0f) + A(0.231641888f) * m);  // 0.3275911 / sqrt(2)
-  A e = exponential(m * m * A(-0.5f));
+  A e = power_of_two(m * m * A(-0.5f * kLog2E));
   A p = A(0.530702715f);  // half of the published coefficients: the tail is erfc / 2
   p = p * t + A(-0.726576014f);
   p = p * t + A(0.710706871f);
