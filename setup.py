@@ -3,9 +3,9 @@
 `tasks/` and `criterions/` lie at the top level of the repository and become subpackages of `rt_plugin`.
 
 Two libraries are built ahead of time where that is possible, `rt_plugin._C` (CPU) and `rt_plugin._C_cuda`. Both use
-torch's stable ABI and nothing of Python's, so one file serves every torch from 2.10 and every Python on. torch itself is
-not imported and need not be built for CUDA; an isolated build, which sees no torch, gives a package without them, and the
-operation then runs in plain PyTorch.
+torch's stable ABI and nothing of Python's, so one file serves every Python and every torch from 2.10 on. torch itself
+is not imported and need not be built for CUDA. An isolated build, which sees no torch, gives a package without them,
+and the operation then runs in plain PyTorch.
 
     RT_BUILD_CPU          0: no, 1: yes or fail, auto (default): where torch and a C++ compiler are found
     RT_BUILD_CUDA         0: no, 1: yes or fail, auto (default): where a CUDA toolkit is found as well
@@ -67,7 +67,9 @@ def cuda_folder() -> Path:
     for folder in filter(None, candidates):
         if Path(folder, "bin", "nvcc").is_file() and Path(folder, "include", "cuda_runtime.h").is_file():
             return Path(folder)
-    raise CannotBuild("no CUDA toolkit: no bin/nvcc and include/cuda_runtime.h in CUDA_HOME, beside the nvcc on PATH, or in /usr/local/cuda")
+    raise CannotBuild(
+        "no CUDA toolkit (bin/nvcc, include/cuda_runtime.h) in CUDA_HOME, around the nvcc on PATH or in /usr/local/cuda"
+    )
 
 
 def architecture_flags(architectures: str) -> list[str]:
@@ -100,7 +102,7 @@ class BuildOperations(build_ext):
             option = "RT_BUILD_CUDA" if extension.name.endswith("_cuda") else "RT_BUILD_CPU"
             try:
                 self.build_operation(extension)
-            except (CannotBuild, Exception) as error:  # distutils has no common base for what compilers raise
+            except Exception as error:  # what compilers raise has no common base
                 if wanted(option) == "1":
                     raise SystemExit(f"setup.py: error: {option}=1, but {error}") from error
                 print(f"setup.py: {extension.name} is left out: {error}", file=sys.stderr)

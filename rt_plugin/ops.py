@@ -1,8 +1,8 @@
 """The public `swish_rnn`: chooses a backend for the operation that `reference` defines.
 
-The compiled operations are `torch.ops.rt_plugin.swish_rnn_forward` and `swish_rnn_backward`, in the libraries `_C` (CPU)
-and `_C_cuda` beside this file. Importing this module loads those that were built; it compiles nothing. Here they get
-their fake kernels (shapes for torch.compile) and their place in autograd.
+The compiled operations are `torch.ops.rt_plugin.swish_rnn_forward` and `swish_rnn_backward`, in the libraries `_C`
+(CPU) and `_C_cuda` beside this file. Importing this module loads those that were built; it compiles nothing. Here they
+get their fake kernels (shapes for torch.compile) and their place in autograd.
 """
 
 import functools
@@ -126,7 +126,14 @@ class _SwishRNNBackward(torch.autograd.Function):
 
 
 def _native_swish_rnn(
-    x12: Tensor, alpha: Tensor, beta: Tensor, c_bias: Tensor, gate_bias: Tensor, step_size: int, gate: str, reverse: bool
+    x12: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    c_bias: Tensor,
+    gate_bias: Tensor,
+    step_size: int,
+    gate: str,
+    reverse: bool,
 ) -> Tensor:
     reference.check_arguments(x12, alpha, beta, c_bias, gate_bias, step_size, gate)
     tensors = (x12, alpha, beta, c_bias, gate_bias)

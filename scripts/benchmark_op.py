@@ -2,8 +2,8 @@
 
     python scripts/benchmark_op.py [--device cpu|cuda] [--shapes 512x8x2048,512x32x344] [--dtypes float32,bfloat16]
 
-Everything is measured in one run and interleaved: round after round, each candidate once, and the median of the rounds is
-told. Buffers are warm: freed memory stays with the process (where the C library is glibc), so that no candidate pays
+Everything is measured in one run and interleaved: round after round, each candidate once; the median of the rounds
+is told. Buffers are warm: freed memory stays with the process (where the C library is glibc), so that no candidate pays
 for page faults. The copy moves as many bytes as the op must: forward reads x1 and x2 and writes h and c, forward and
 backward together read and write 10 tensors of the width of h; nothing that does so can be faster. The GELU is what a
 Transformer's feed-forward block of the same number of parameters does between its projections (width 1.5 d').
@@ -49,7 +49,9 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
         name = names[0] if names else name
     return name
 

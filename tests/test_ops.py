@@ -116,7 +116,9 @@ def test_any_shape(length, batch, width, step_size, gate, reverse, dtype):
 @pytest.mark.parametrize("gate", GATES)
 def test_large_arguments_saturate_as_in_the_reference(gate, device):
     x12 = torch.linspace(-60, 60, 2 * 4 * 16).reshape(4, 1, 32).to(device)
-    parameters = [p.to(device) for p in (torch.full((16,), 30.0), torch.full((16,), -5.0), torch.zeros(16), torch.ones(16))]
+    parameters = [
+        p.to(device) for p in (torch.full((16,), 30.0), torch.full((16,), -5.0), torch.zeros(16), torch.ones(16))
+    ]
     dh = torch.ones(4, 1, 16, device=device)
     results = _native_results(x12, parameters, dh, 1, gate, False)
     assert_close_to_reference(results, reference_results(x12, parameters, dh, 1, gate, False), 1e-5, gate)
@@ -250,17 +252,12 @@ def test_compile_without_graph_breaks(device):
         assert torch.equal(compiled(*leaves), _loss(*leaves))
 
 
-def test_checkpointing(device):
+@pytest.mark.parametrize("use_reentrant", (False, True))
+def test_checkpointing(use_reentrant, device):
     leaves, _ = _small(device)
     expected = torch.autograd.grad(_loss(*leaves), leaves)
-    for use_reentrant in (False, True):
-        loss = torch.utils.checkpoint.checkpoint(_loss, *leaves, use_reentrant=use_reentrant)
-        assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(loss, leaves) if not use_reentrant else _backward(loss, leaves), expected, strict=True))
-
-
-def _backward(loss, leaves):
-    loss.backward()
-    return [t.grad for t in leaves]
+    torch.utils.checkpoint.checkpoint(_loss, *leaves, use_reentrant=use_reentrant).backward()
+    assert all(torch.equal(t.grad, g) for t, g in zip(leaves, expected, strict=True))
 
 
 def test_autocast_runs_the_op_in_the_type_of_the_projection(device):
@@ -373,7 +370,7 @@ def _run_package(folder, *arguments, **environment):
 
 @pytest.fixture
 def package_alone(tmp_path):
-    """The package without its libraries, tasks and criterions, as an isolated build installs it where fairseq is not."""
+    """The package without libraries, in an environment without fairseq."""
     shutil.copytree(PACKAGE, tmp_path / "rt_plugin", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     (tmp_path / "fairseq.py").write_text("raise ImportError\n")
     (tmp_path / "sitecustomize.py").write_text(
@@ -386,7 +383,9 @@ def package_alone(tmp_path):
 def test_report_names_what_is_missing(package_alone):
     result = _run_package(package_alone, "-m", "rt_plugin", "--require", "cpu", PYTHONPATH=str(package_alone))
     assert result.returncode == 1, result.stderr
-    assert re.search(r"cpu +plain PyTorch: the compiled op was not built; .*pip install --no-build-isolation", result.stdout)
+    assert re.search(
+        r"cpu +plain PyTorch: the compiled op was not built; .*pip install --no-build-isolation", result.stdout
+    )
 
 
 def test_report_names_what_is_there(cpu, package_alone):

@@ -39,7 +39,11 @@ INSTRUCTIONS = {
 # Every combination of the small arguments at odd shapes (more channels than one task takes, a part of a vector, fewer
 # positions than one pass); wide enough in the last two for the CUDA kernels that load vectors.
 SHAPES = ((13, 3, 7), (9, 2, 88), (5, 1, 2064), (0, 2, 8), (4, 0, 8), (1, 1, 1))
-DRIVER_CASES = tuple((*shape, k, gate, reverse) for shape in SHAPES for k, gate, reverse in itertools.product((1, 2, 20), GATES, (False, True)))
+DRIVER_CASES = tuple(
+    (*shape, k, gate, reverse)
+    for shape in SHAPES
+    for k, gate, reverse in itertools.product((1, 2, 20), GATES, (False, True))
+)
 WIDE_CASES = ((19, 3, 21848, 1, "gelu", False), (9, 2, 16384, 2, "silu", True))
 
 
@@ -58,7 +62,6 @@ def _compile(command):
 
 def _link_driver(folder, name, sources, options):
     """Compile every (source, flags) for itself, then link: each instruction set keeps to its own file."""
-
 
     def compile_one(source, flags):
         target = folder / f"{name}_{Path(source).name}.o"
@@ -125,7 +128,11 @@ def _run_driver(driver, folder, cases, dtype, parameter_dtype=None, threads=1, *
         nonlocal position
         count = torch.Size(shape).numel()
         start, position = position, position + count * dtype.itemsize
-        return torch.frombuffer(data, dtype=dtype, count=count, offset=start).reshape(shape) if count else torch.empty(shape, dtype=dtype)
+        return (
+            torch.frombuffer(data, dtype=dtype, count=count, offset=start).reshape(shape)
+            if count
+            else torch.empty(shape, dtype=dtype)
+        )
 
     for length, batch, width, *_ in cases:
         h = take(dtype, length, batch, width)
@@ -153,7 +160,7 @@ def _machine_has(instructions) -> bool:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("instructions", ("baseline", "avx2", "avx512", "avx512bf16"))
 def test_cpu_kernels_under_sanitizers(instructions, dtype, cpu_driver, tmp_path):
-    if not X86 and instructions != "baseline" or not _machine_has(instructions):
+    if (not X86 and instructions != "baseline") or not _machine_has(instructions):
         pytest.skip(f"this machine has no {instructions}")
     _assert_right(
         cpu_driver, tmp_path, DRIVER_CASES, dtype, 2 * TOLERANCES[dtype], threads=2, RT_PLUGIN_CPU=instructions
@@ -175,7 +182,11 @@ def test_cuda_source_on_the_cpu_under_sanitizers(dtype, cuda_driver, tmp_path):
 
 def test_cuda_source_with_parameters_in_float32(cuda_driver, tmp_path):
     _assert_right(
-        cuda_driver, tmp_path, DRIVER_CASES[:18], torch.bfloat16, 2 * TOLERANCES[torch.bfloat16],
+        cuda_driver,
+        tmp_path,
+        DRIVER_CASES[:18],
+        torch.bfloat16,
+        2 * TOLERANCES[torch.bfloat16],
         parameter_dtype=torch.float32,
     )
 
@@ -189,7 +200,7 @@ def nvcc():
 
 
 def test_cuda_source_compiles(nvcc, tmp_path):
-    """For one architecture, to machine code; nothing may spill registers to memory in the types that models train in."""
+    """For one architecture, to machine code; no kernel may spill registers to memory."""
     command = [nvcc, "-std=c++17", "-O3", "-arch=sm_90", "-Xptxas=-v", "-cubin", CSRC / "cuda.cu", "-o", tmp_path / "x"]
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]
