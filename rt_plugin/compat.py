@@ -21,12 +21,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from fairseq import checkpoint_utils
+from fairseq.data import data_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.models import distributed_fairseq_model
 from fairseq.trainer import Trainer
 
 from .errors import UserError
+from .files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +162,41 @@ def _set_half_precision_flags(cfg) -> None:
 
 
 @_repair
+def last_batch(patches: Patches) -> None:
+    """fairseq drops the last batch of every data set, validation too, where its length is no multiple of
+    `--required-batch-size-multiple` (default 8): up to 7 samples, in a small data set all. They are kept."""
+    batch_by_size = data_utils.batch_by_size
+
+    @functools.wraps(batch_by_size)
+    def batch_all(indices, *args, **kwargs):
+        if not isinstance(indices, np.ndarray):
+            indices = np.fromiter(indices, dtype=np.int64, count=-1)
+        batches = list(batch_by_size(indices, *args, **kwargs)) if len(indices) else []
+        rest = indices[sum(map(len, batches)) :]  # batches follow the order of the indices
+        return [*batches, rest] if len(rest) else batches
+
+    patches.set(data_utils, "batch_by_size", batch_all)
+
+
+@_repair
+def broadcast_between_processes(patches: Patches) -> None:
+    """A checkpoint's configuration is sent from the first process to the others as a file of torch.save, which
+    torch >= 2.6 refuses to read (weights_only): resuming with several processes fails. torch's own way is used."""
+    broadcast = distributed_utils._broadcast_object_slow
+
+    @functools.wraps(broadcast)
+    def broadcast_object(obj, src_rank, group, dist_device):
+        if not isinstance(group, torch.distributed.ProcessGroup):  # XLA's groups
+            return broadcast(obj, src_rank, group, dist_device)
+        objects = [obj]
+        source = torch.distributed.get_global_rank(group, src_rank)
+        torch.distributed.broadcast_object_list(objects, source, group, dist_device)
+        return objects[0]
+
+    patches.set(distributed_utils, "_broadcast_object_slow", broadcast_object)
+
+
+@_repair
 def ddp_on_cpu(patches: Patches) -> None:
     """`--ddp-backend pytorch_ddp` passes device_ids, which torch refuses for a model on the CPU."""
 
@@ -266,7 +303,8 @@ def atomic_checkpoint_writes(patches: Patches) -> None:
             return save(obj, filename, async_write=True)
         for attempts_left in (2, 1, 0):
             try:
-                return _write_and_rename(obj, filename)
+                with replacing(filename) as file:
+                    return torch.save(obj, file)
             except (OSError, RuntimeError) as error:
                 if not attempts_left:
                     raise _cannot_write(filename, error) from error
@@ -274,18 +312,6 @@ def atomic_checkpoint_writes(patches: Patches) -> None:
                 time.sleep(1)
 
     patches.set(checkpoint_utils, "torch_persistent_save", save_completely)
-
-
-def _write_and_rename(obj, filename: str) -> None:
-    temporary = filename + ".tmp"
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(obj, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, filename)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _cannot_write(path: str, error: Exception) -> UserError:

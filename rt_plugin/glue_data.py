@@ -30,7 +30,8 @@ from rt_plugin.tasks.glue_specs import BY_NAME, TASKS, GlueTask
 
 from .errors import UserError
 from .glue_readers import Example, read_examples
-from .text import DICTIONARY_FILE, TextEncoder
+from .model_folder import DICTIONARY_FILE
+from .text import TextEncoder
 
 GLUE_FILE = "glue.json"
 _SECONDS_BETWEEN_PROGRESS = 5.0
@@ -74,7 +75,7 @@ def load_dictionary(path: Path) -> Dictionary:
         raise UserError(f"{path}: no such file; expected the dictionary that was made with the tokenizer")
     try:
         return Dictionary.load(str(path))
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:  # fairseq raises a bare Exception for a wrong encoding
         raise UserError(f"{path}: not a fairseq dictionary ({error}); expected '<symbol> <count>' lines") from None
 
 
@@ -171,16 +172,16 @@ def prepare_task(
         split -> counts.
 
     Raises:
-        UserError: a file is broken (see `glue_readers.read_examples`), or OUT/<TASK> is a folder of something else.
+        UserError: a file is broken (see `glue_readers.read_examples`), OUT/<TASK> is a folder of something else, or it
+            cannot be written.
     """
     target = out / task.name
     if target.exists() and not (target / GLUE_FILE).is_file():
         raise UserError(f"{target} is there and holds no {GLUE_FILE}: not prepared data; choose another OUT folder")
-    out.mkdir(parents=True, exist_ok=True)
     partial = out / f".{task.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     try:
+        partial.mkdir(parents=True)
         _write_dictionaries(task, partial, tools)
         counts = {}
         for split, path in files.items():
@@ -189,6 +190,8 @@ def prepare_task(
         tools.encoder.save(partial)
         (partial / GLUE_FILE).write_text(_glue_json(task, counts), encoding="utf-8")
         _replace_folder(partial, target)
+    except OSError as error:
+        raise UserError(f"{target}: the prepared data cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return counts
@@ -232,7 +235,7 @@ def _prepare_split(
     # the rows of one MultiRC passage follow each other and share it
     encode = functools.lru_cache(maxsize=16)(tools.encode)
     labels, groups = [], []
-    builders = [_Builder(folder / f"input{i}" / split, len(tools.dictionary)) for i in range(len(task.texts))]
+    builders = [IndexedWriter(folder / f"input{i}" / split, len(tools.dictionary)) for i in range(len(task.texts))]
     for example in _with_progress(examples, report):
         for builder, text in zip(builders, example.texts, strict=True):
             ids = encode(text)
@@ -252,7 +255,7 @@ def _prepare_split(
     return counts
 
 
-class _Builder:
+class IndexedWriter:
     """fairseq's builder of one indexed data set, with the names of its two files."""
 
     def __init__(self, prefix: Path, vocabulary: int):
@@ -278,7 +281,7 @@ def _write_labels(task: GlueTask, labels: Sequence[int | float | None], prefix: 
         prefix.with_name(f"{prefix.name}.label").write_text("".join(lines))
         return
     dictionary = label_dictionary(task.labels)
-    builder = _Builder(prefix, len(dictionary))
+    builder = IndexedWriter(prefix, len(dictionary))
     for label in labels:
         builder.add(torch.tensor([dictionary.nspecial + label, dictionary.eos()]))
     builder.close()
@@ -296,7 +299,12 @@ def _with_progress(examples: Iterator[Example], report: Callable[[str], None]) -
 
 def _glue_json(task: GlueTask, counts: dict[str, SplitCounts]) -> str:
     splits = {
-        split: {"file": c.file, "rows": c.rows, "labels": {name: c.labels[name] for name in task.labels if c.labels}}
+        split: {
+            "file": c.file,
+            "rows": c.rows,
+            "left_out": c.left_out,
+            "labels": {name: c.labels[name] for name in task.labels if c.labels},
+        }
         for split, c in counts.items()
     }
     return json.dumps({"version": 1, "task": task.name, "splits": splits}, indent=2) + "\n"

@@ -74,10 +74,6 @@ class GlueDataset(FairseqDataset):
         with data_utils.numpy_seed(self.shuffle_seed, self.epoch):
             return np.random.permutation(len(self))
 
-    def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
-        # fairseq's multiple is 8 by default, and then it drops the last rows of every data set
-        return super().batch_by_size(indices, max_tokens, max_sentences, required_batch_size_multiple=1)
-
     @property
     def can_reuse_epoch_itr_across_epochs(self) -> bool:
         return self.shuffle_seed is None

@@ -8,7 +8,8 @@ from fairseq.models.roberta import RobertaHubInterface
 from torch import Tensor
 
 from .errors import UserError
-from .text import NORMALIZATION_FILE, TOKENIZER_FILE, TextEncoder
+from .model_folder import NORMALIZATION_FILE, TOKENIZER_FILE
+from .text import TextEncoder
 
 MASK = "<mask>"
 CLASSIFICATION_HEAD = "sentence_classification_head"

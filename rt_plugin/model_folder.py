@@ -12,8 +12,12 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from .files import replacing
+
 DICTIONARY_FILE = "dict.txt"
 LABEL_DICTIONARY_FILE = "label_dict.txt"
+TOKENIZER_FILE = "sentencepiece.bpe.model"
+NORMALIZATION_FILE = "text_normalization.json"
 
 
 def copy_files(pairs: Iterable[tuple[str | os.PathLike, str]], save_dir: str | os.PathLike) -> None:
@@ -24,8 +28,8 @@ def copy_files(pairs: Iterable[tuple[str | os.PathLike, str]], save_dir: str | o
     folder = Path(save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for source, name in pairs:
-        if not Path(source).is_file() or ((folder / name).exists() and os.path.samefile(source, folder / name)):
+        target = folder / name
+        if not Path(source).is_file() or (target.exists() and os.path.samefile(source, target)):
             continue
-        temporary = folder / f"{name}.tmp"
-        shutil.copyfile(source, temporary)
-        os.replace(temporary, folder / name)
+        with open(source, "rb") as original, replacing(target) as copy:
+            shutil.copyfileobj(original, copy)

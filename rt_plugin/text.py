@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import UserError
+from .files import replacing
+from .model_folder import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE
 
-TOKENIZER_FILE = "sentencepiece.bpe.model"
-NORMALIZATION_FILE = "text_normalization.json"
-DICTIONARY_FILE = "dict.txt"
 NORMALIZATIONS = ("none", "moses", "moses-tokenize")
 MODEL_TYPES = ("unigram", "bpe")
 
@@ -377,18 +376,12 @@ def _print_to_stderr(message: str) -> None:
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[BinaryIO]:
-    """A file that takes the target's place when it is complete; until then, and on failure, the target is untouched."""
-    partial = target.with_name(f"{target.name}.tmp{os.getpid()}")
+    """`replacing`, with an error that a user can act on."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with replacing(target) as file:
             yield file
-        os.replace(partial, target)
     except OSError as error:
         raise UserError(f"{target}: cannot write the file ({error.strerror}); is the disk full or read-only?") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _write_file(path: Path, content: bytes) -> None:

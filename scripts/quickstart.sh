@@ -3,7 +3,13 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-"${PYTHON:-python3}" "$root/scripts/quickstart.py" --check-options "$@" # a wrong option must not cost an installation
-case " $* " in *" --help "* | *" -h "*) exit ;; esac
+venv=${VIRTUAL_ENV:-$root/.venv}
+python=$venv/bin/python
+[ -x "$python" ] || python=${PYTHON:-python3}
+# A wrong option must not cost an installation. A Python that is missing or too old is for setup.sh to complain about.
+if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+  "$python" "$root/scripts/quickstart.py" --check-options "$@"
+  case " $* " in *" --help "* | *" -h "*) exit ;; esac
+fi
 bash "$root/scripts/setup.sh"
-exec "${VIRTUAL_ENV:-$root/.venv}/bin/python" "$root/scripts/quickstart.py" "$@"
+exec "$venv/bin/python" "$root/scripts/quickstart.py" "$@"

@@ -10,6 +10,7 @@ Example: python scripts/unigram_perplexity.py runs/quickstart-tiny/data-bin --to
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def unigram_bits(train_counts: np.ndarray, valid_counts: np.ndarray) -> float:
 
 def main() -> None:
     args = parse_arguments()
+    logging.disable(logging.INFO)  # the output is one line of JSON
     task = RtMaskedLMTask.setup_task(
         RtMaskedLMConfig(
             data=args.data, tokens_per_sample=args.tokens_per_sample, sample_break_mode=args.sample_break_mode

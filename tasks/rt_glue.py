@@ -21,8 +21,14 @@ from rt_plugin import glue_metrics
 from rt_plugin.errors import UserError
 from rt_plugin.glue_data import GLUE_FILE, find_task, load_dictionary, read_glue_file
 from rt_plugin.glue_dataset import GlueDataset
-from rt_plugin.model_folder import DICTIONARY_FILE, LABEL_DICTIONARY_FILE, copy_files
-from rt_plugin.text import NORMALIZATION_FILE, TOKENIZER_FILE, TextEncoder
+from rt_plugin.model_folder import (
+    DICTIONARY_FILE,
+    LABEL_DICTIONARY_FILE,
+    NORMALIZATION_FILE,
+    TOKENIZER_FILE,
+    copy_files,
+)
+from rt_plugin.text import TextEncoder
 
 from . import glue_specs
 

@@ -4,6 +4,8 @@ import argparse
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 from fairseq import checkpoint_utils
-from fairseq.data import TokenBlockDataset
+from fairseq.data import TokenBlockDataset, data_utils
 from fairseq.dataclass.configs import CheckpointConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.models import distributed_fairseq_model
 from omegaconf import OmegaConf
 
-from conftest import TRAINING, run_command, user_error
+from conftest import REPOSITORY, TRAINING, run_command, user_error
 from rt_plugin import UserError, compat
 
 
@@ -96,6 +98,61 @@ def test_half_precision_flags():
         assert seen == [False, False, True]
 
     assert isinstance(with_and_without("half_precision_flags", flags), AssertionError)
+
+
+@pytest.mark.parametrize("rows", [0, 5, 13, 40, 277])
+@pytest.mark.parametrize(
+    "limits", [{"max_sentences": 32}, {"max_tokens": 200}, {"max_tokens": 64, "max_sentences": 20}]
+)
+def test_no_row_is_dropped(rows, limits):
+    batches = data_utils.batch_by_size(
+        np.arange(rows), lambda i: 10, np.full(rows, 10), required_batch_size_multiple=8, **limits
+    )
+    assert [i for batch in batches for i in batch] == list(range(rows))
+    assert all(len(batch) <= limits.get("max_sentences", 20) for batch in batches)
+    assert all(10 * len(batch) <= limits.get("max_tokens", 320) for batch in batches)
+
+
+def test_last_batch():
+    def all_rows():
+        batches = data_utils.batch_by_size(
+            np.arange(13), lambda i: 1, np.ones(13, dtype=np.int64), max_sentences=32, required_batch_size_multiple=8
+        )
+        assert sum(map(len, batches)) == 13
+
+    assert isinstance(with_and_without("last_batch", all_rows), AssertionError)
+
+
+BROADCAST = """
+import contextlib, sys, torch
+from fairseq.distributed import utils
+from omegaconf import OmegaConf
+from rt_plugin import compat
+rank, store, repair = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+state = {"cfg": OmegaConf.create({"a": 1}), "model": torch.arange(3)} if rank == 0 else None
+with compat.without(repair) if repair else contextlib.nullcontext():
+    state = utils.broadcast_object(state, 0, torch.distributed.group.WORLD)
+assert state["cfg"].a == 1 and state["model"].tolist() == [0, 1, 2]
+"""
+
+
+@pytest.mark.parametrize("repair", ["", "broadcast_between_processes"])
+def test_broadcast_between_processes(repair, tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", BROADCAST, str(rank), str(tmp_path / "store"), repair],
+            cwd=REPOSITORY,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    if repair:
+        assert "Unsupported global" in errors[1]
+    else:
+        assert [process.returncode for process in processes] == [0, 0], errors
 
 
 def test_ddp_on_cpu(tmp_path):

@@ -229,8 +229,9 @@ class TestPreparedFolder:
         assert (folder / "input0" / "test.idx").exists()
 
         splits = json.loads((folder / "glue.json").read_text())["splits"]
-        assert splits["train"] == {"file": "train.tsv", "rows": 3, "labels": {"entailment": 2, "not_entailment": 1}}
-        assert splits["test"] == {"file": "test.tsv", "rows": 1, "labels": {}}
+        labels = {"entailment": 2, "not_entailment": 1}
+        assert splits["train"] == {"file": "train.tsv", "rows": 3, "left_out": 0, "labels": labels}
+        assert splits["test"] == {"file": "test.tsv", "rows": 1, "left_out": 0, "labels": {}}
         table = capsys.readouterr().out.splitlines()
         assert len(table) == 4 and table[1].split()[:4] == ["RTE", "train", "train.tsv", "3"]
 
@@ -273,7 +274,7 @@ class TestPreparedFolder:
 
         assert prepare(tmp_path / "glue", tmp_path / "out", tokenizer_folder, "--skip-broken-rows") == 0
         assert "left out" in capsys.readouterr().err
-        assert json.loads((tmp_path / "out" / "RTE" / "glue.json").read_text())["splits"]["valid"]["rows"] == 1
+        assert json.loads((tmp_path / "out" / "RTE" / "glue.json").read_text())["splits"]["valid"]["left_out"] == 1
 
     def test_foreign_folder_is_not_replaced(self, tokenizer_folder, tmp_path, capsys):
         write(tmp_path / "glue" / "RTE", RTE_FILES)

@@ -22,7 +22,7 @@ from rt_plugin import glue_data
 from rt_plugin.errors import UserError
 from rt_plugin.glue_dataset import cut_lengths
 from rt_plugin.model import RecurrentRobertaModel
-from rt_plugin.tasks.rt_glue import RtGlueConfig, RtGlueTask
+from rt_plugin.tasks.rt_glue import RtGlueConfig, RtGlueTask, checkpoint_positions
 
 FINE_TUNING = (
     *("--user-dir", "rt_plugin", "--task", "rt_glue", "--criterion", "rt_glue", "--arch", "recurrent_roberta_tiny"),
@@ -103,6 +103,7 @@ def test_fine_tuning_leaves_a_model_folder_and_metrics(finetuned, qnli):
         *("sentencepiece.bpe.model", "text_normalization.json"),
     }
     assert (finetuned / "label_dict.txt").read_bytes() == (qnli / "label" / "dict.txt").read_bytes()
+    assert checkpoint_positions(finetuned / "checkpoint_last.pt", pad=1) == 48  # those of the pretrained one
     entries = dev_metrics(finetuned)
     assert [(entry["split"], entry["updates"]) for entry in entries] == [("valid", 4), ("valid", 8), ("valid", 10)]
     assert entries[-1]["score"] == entries[-1]["accuracy"]
@@ -314,7 +315,7 @@ class TestBadInput:
             task_for(tmp_path / "data")
         (tmp_path / "data" / "glue.json").unlink()
         (tmp_path / "data" / "label" / "dict.txt").write_text("a 1\nb 1\n")
-        builder = glue_data._Builder(tmp_path / "data" / "label" / "valid", 8)
+        builder = glue_data.IndexedWriter(tmp_path / "data" / "label" / "valid", 8)
         for _ in range(DEV_ROWS):
             builder.add(torch.tensor([3, 2]))  # <unk> </s>
         builder.close()

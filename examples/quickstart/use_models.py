@@ -7,6 +7,7 @@ Example: python examples/quickstart/use_models.py runs/quickstart-tiny/pretraine
 import argparse
 import csv
 import itertools
+import logging
 import sys
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="checkpoint_last.pt", help="default: %(default)s")
     parser.add_argument("--pairs", type=int, default=4, help="pairs of the dev set to classify (default: %(default)s)")
     args = parser.parse_args()
+    logging.disable(logging.INFO)  # fairseq tells much while it loads
     fill_masks(args.pretrained, args.checkpoint)
     classify_pairs(args.finetuned, args.checkpoint, args.pairs)
 

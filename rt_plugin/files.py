@@ -1,0 +1,30 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(target: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file that takes the target's place when the block ends well; until then, and on failure, the target stays.
+
+    What a killed process leaves, `<target>.tmp`, is overwritten by the next attempt.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    target = Path(target)
+    partial = target.with_name(f"{target.name}.tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
