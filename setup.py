@@ -8,7 +8,7 @@ is not imported and need not be built for CUDA. An isolated build, which sees no
 and the operation then runs in plain PyTorch.
 
     RT_BUILD_CPU          0: no, 1: yes or fail, auto (default): where torch and a C++ compiler are found
-    RT_BUILD_CUDA         0: no, 1: yes or fail, auto (default): where a CUDA toolkit is found as well
+    RT_BUILD_CUDA         0: no, 1: yes or fail, auto (default): where a CUDA toolkit is found and torch is one with CUDA
     CUDA_HOME             the toolkit (default: where nvcc is found, or /usr/local/cuda)
     TORCH_CUDA_ARCH_LIST  for which GPUs (default: 8.0;8.6;8.9;9.0+PTX)
 """
@@ -16,6 +16,7 @@ and the operation then runs in plain PyTorch.
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -168,17 +169,18 @@ def operations() -> list[Extension]:
     found = []
     if wanted("RT_BUILD_CPU") != "0":
         found.append(operation("_C", {**FLAGS, **(X86_FLAGS if X86 else {})}))
-    if wanted("RT_BUILD_CUDA") == "1" or (wanted("RT_BUILD_CUDA") == "auto" and has_cuda_toolkit()):
+    if wanted("RT_BUILD_CUDA") == "1" or (wanted("RT_BUILD_CUDA") == "auto" and can_use_cuda()):
         found.append(operation("_C_cuda", CUDA_FLAGS))
     return found
 
 
-def has_cuda_toolkit() -> bool:
+def can_use_cuda() -> bool:
+    """Whether there is a toolkit, and a torch that could load what it compiles (in minutes). A GPU need not be there."""
     try:
         cuda_folder()
     except CannotBuild:
         return False
-    return True
+    return re.search(r"^cuda\b.*= *['\"]", (torch_folder() / "version.py").read_text(), re.MULTILINE) is not None
 
 
 ext_modules = operations()

@@ -131,22 +131,22 @@ constexpr RowKernels kernels_of() {
           {backward_row<Lanes, T, G, 1>, backward_row<Lanes, T, G, kUnroll>}};
 }
 
-template <typename FloatLanes, Gate G>
+template <typename FloatLanes, typename BFloat16Lanes, Gate G>
 RowKernels select_dtype(DType dtype) {
   switch (dtype) {
     case DType::float64: return kernels_of<ScalarLanes<double>, double, G>();
     case DType::float16: return kernels_of<FloatLanes, Half, G>();
-    case DType::bfloat16: return kernels_of<FloatLanes, BFloat16, G>();
+    case DType::bfloat16: return kernels_of<BFloat16Lanes, BFloat16, G>();
     default: return kernels_of<FloatLanes, float, G>();
   }
 }
 
-template <typename FloatLanes>
+template <typename FloatLanes, typename BFloat16Lanes>
 RowKernels select_kernels(DType dtype, Gate gate) {
   switch (gate) {
-    case Gate::sigmoid: return select_dtype<FloatLanes, Gate::sigmoid>(dtype);
-    case Gate::silu: return select_dtype<FloatLanes, Gate::silu>(dtype);
-    default: return select_dtype<FloatLanes, Gate::gelu>(dtype);
+    case Gate::sigmoid: return select_dtype<FloatLanes, BFloat16Lanes, Gate::sigmoid>(dtype);
+    case Gate::silu: return select_dtype<FloatLanes, BFloat16Lanes, Gate::silu>(dtype);
+    default: return select_dtype<FloatLanes, BFloat16Lanes, Gate::gelu>(dtype);
   }
 }
 

@@ -3,6 +3,6 @@
 
 namespace rt {
 
-RowKernels row_kernels_avx2(DType dtype, Gate gate) { return select_kernels<Lanes256>(dtype, gate); }
+RowKernels row_kernels_avx2(DType dtype, Gate gate) { return select_kernels<Lanes256, Lanes256>(dtype, gate); }
 
 }  // namespace rt

@@ -8,6 +8,8 @@
 namespace rt {
 namespace {
 
+// Exact: to the precision of float32. Otherwise about 13 bits, which is plenty for what is rounded to the 8 of bfloat16.
+template <bool Exact>
 struct Floats16 {
   __m512 v;
 
@@ -15,32 +17,55 @@ struct Floats16 {
   RT_INLINE explicit Floats16(float x) : v(_mm512_set1_ps(x)) {}
 };
 
-RT_INLINE Floats16 operator+(Floats16 a, Floats16 b) { return _mm512_add_ps(a.v, b.v); }
-RT_INLINE Floats16 operator-(Floats16 a, Floats16 b) { return _mm512_sub_ps(a.v, b.v); }
-RT_INLINE Floats16 operator*(Floats16 a, Floats16 b) { return _mm512_mul_ps(a.v, b.v); }
+template <bool E>
+RT_INLINE Floats16<E> operator+(Floats16<E> a, Floats16<E> b) { return _mm512_add_ps(a.v, b.v); }
+template <bool E>
+RT_INLINE Floats16<E> operator-(Floats16<E> a, Floats16<E> b) { return _mm512_sub_ps(a.v, b.v); }
+template <bool E>
+RT_INLINE Floats16<E> operator*(Floats16<E> a, Floats16<E> b) { return _mm512_mul_ps(a.v, b.v); }
 
 // The instructions return their second operand when one is NaN.
-RT_INLINE Floats16 at_least(Floats16 x, Floats16 limit) { return _mm512_max_ps(limit.v, x.v); }
-RT_INLINE Floats16 at_most(Floats16 x, Floats16 limit) { return _mm512_min_ps(limit.v, x.v); }
-RT_INLINE Floats16 magnitude(Floats16 x) { return _mm512_abs_ps(x.v); }
-RT_INLINE Floats16 where_negative(Floats16 x, Floats16 then, Floats16 otherwise) {
+template <bool E>
+RT_INLINE Floats16<E> at_least(Floats16<E> x, Floats16<E> limit) { return _mm512_max_ps(limit.v, x.v); }
+template <bool E>
+RT_INLINE Floats16<E> at_most(Floats16<E> x, Floats16<E> limit) { return _mm512_min_ps(limit.v, x.v); }
+template <bool E>
+RT_INLINE Floats16<E> magnitude(Floats16<E> x) { return _mm512_abs_ps(x.v); }
+template <bool E>
+RT_INLINE Floats16<E> where_negative(Floats16<E> x, Floats16<E> then, Floats16<E> otherwise) {
   return _mm512_mask_mov_ps(otherwise.v, _mm512_movepi32_mask(_mm512_castps_si512(x.v)), then.v);
 }
 
-// An estimate of 14 bits and one step of Newton's method: half the time of a division.
-RT_INLINE Floats16 reciprocal(Floats16 x) {
-  Floats16 estimate = _mm512_rcp14_ps(x.v);
-  Floats16 error = Floats16(1.0f) - x * estimate;
+// An estimate of 14 bits and, for all of float32's, one step of Newton's method: half the time of a division.
+template <bool E>
+RT_INLINE Floats16<E> reciprocal(Floats16<E> x) {
+  Floats16<E> estimate = _mm512_rcp14_ps(x.v);
+  if (!E) return estimate;
+  Floats16<E> error = Floats16<E>(1.0f) - x * estimate;
   return estimate * error + estimate;
 }
 
-RT_INLINE Floats16 nearest_integer(Floats16 x) {
+template <bool E>
+RT_INLINE Floats16<E> nearest_integer(Floats16<E> x) {
   return _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-RT_INLINE Floats16 scale(Floats16 p, Floats16 n) { return _mm512_scalef_ps(p.v, n.v); }
+template <bool E>
+RT_INLINE Floats16<E> scale(Floats16<E> p, Floats16<E> n) {
+  return _mm512_scalef_ps(p.v, n.v);
+}
 
+}  // namespace
+
+template <>
+struct IsExact<Floats16<false>> {
+  static constexpr bool value = false;
+};
+
+namespace {
+
+template <bool Exact>
 struct Lanes512 {
-  using Value = Floats16;
+  using Value = Floats16<Exact>;
   using Element = float;
   static constexpr int64_t kCount = 16;
 
