@@ -249,9 +249,8 @@ constexpr const char* kCapabilityNames[] = {"baseline", "avx2", "avx512", "avx51
 Capability machine_capability() {
 #if defined(RT_X86_KERNELS)
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) {
-    return kBaseline;
-  }
+  // F16C came before AVX2 in every machine, and not every compiler can ask for it.
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return kBaseline;
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
     return kAvx2;
