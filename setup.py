@@ -8,7 +8,7 @@ is not imported and need not be built for CUDA. An isolated build, which sees no
 and the operation then runs in plain PyTorch.
 
     RT_BUILD_CPU          0: no, 1: yes or fail, auto (default): where torch and a C++ compiler are found
-    RT_BUILD_CUDA         0: no, 1: yes or fail, auto (default): where a CUDA toolkit is found and torch is one with CUDA
+    RT_BUILD_CUDA         0: no, 1: yes or fail, auto (default): where a CUDA toolkit is found and torch has CUDA
     CUDA_HOME             the toolkit (default: where nvcc is found, or /usr/local/cuda)
     TORCH_CUDA_ARCH_LIST  for which GPUs (default: 8.0;8.6;8.9;9.0+PTX)
 """
@@ -175,7 +175,7 @@ def operations() -> list[Extension]:
 
 
 def can_use_cuda() -> bool:
-    """Whether there is a toolkit, and a torch that could load what it compiles (in minutes). A GPU need not be there."""
+    """Whether there is a toolkit, and a torch that could load what takes it minutes to compile; no GPU is needed."""
     try:
         cuda_folder()
     except CannotBuild:
