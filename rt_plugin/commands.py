@@ -9,10 +9,11 @@ from .errors import UserError
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 
-def run(name: str, action: Callable[[], None]) -> int:
+def run(name: str, action: Callable[[], None], when_stopped: str = "stopped") -> int:
     """Do the work of the command `name`; returns its exit status.
 
-    A `UserError` is printed to standard error in one line. SIGTERM counts as Ctrl-C, so that `finally` blocks run.
+    A `UserError` is printed to standard error in one line, and `when_stopped` after Ctrl-C. SIGTERM counts as Ctrl-C,
+    so that `finally` blocks run.
     """
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -21,7 +22,7 @@ def run(name: str, action: Callable[[], None]) -> int:
         print(f"{name}: error: {error}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
-        print(f"\n{name}: stopped", file=sys.stderr, flush=True)
+        print(f"\n{name}: {when_stopped}", file=sys.stderr, flush=True)
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, previous)

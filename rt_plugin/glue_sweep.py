@@ -18,6 +18,7 @@ for large models. Options of fairseq-train after `--` replace any of them: -- --
 import argparse
 import contextlib
 import fcntl
+import itertools
 import json
 import multiprocessing
 import multiprocessing.forkserver
@@ -94,31 +95,34 @@ def plan(args: argparse.Namespace) -> list[Cell]:
     Raises:
         UserError: data or checkpoint are missing, or a cell was begun with other options.
     """
-    checkpoint = args.model / args.checkpoint
-    model = model_options(checkpoint)
-    cells = []
-    for task in chosen_tasks(args.data, args.tasks):
-        prepared = read_glue_file(args.data / task.name)
-        for lr in sorted(set(args.lr)):
-            for seed in sorted(set(args.seeds)):
-                folder = args.out / task.name / f"lr{lr:g}-seed{seed}"
-                splits = prepared["splits"]
-                rows = splits["train"]["rows"]
-                command = [
-                    *("fairseq-train", str(args.data / task.name), "--user-dir", user_dir()),
-                    *("--task", "rt_glue", "--criterion", "rt_glue", *model),
-                    *("--finetune-from-model", str(checkpoint), "--save-dir", str(folder), "--seed", str(seed)),
-                    *hyperparameters(lr, rows, args.epochs, args.batch_size),
-                    *("--best-checkpoint-metric", "score", "--maximize-best-checkpoint-metric"),
-                    *("--valid-subset", ",".join(split for split in splits if split.startswith("valid"))),
-                    *("--no-epoch-checkpoints", "--log-format", "json", "--log-interval", "50", "--num-workers", "0"),
-                    *([] if args.gpus else ["--cpu"]),
-                    *args.fairseq_options,
-                ]
-                cells.append(Cell(task, lr, seed, folder, command, args.epochs, rows, splits["valid"]["labels"]))
+    model = model_options(args.model / args.checkpoint)
+    tasks = chosen_tasks(args.data, args.tasks)
+    cells = [
+        plan_cell(args, task, lr, seed, model)
+        for task, lr, seed in itertools.product(tasks, sorted(set(args.lr)), sorted(set(args.seeds)))
+    ]
     for cell in cells:
         _check_same_command(cell)
     return cells
+
+
+def plan_cell(args: argparse.Namespace, task: GlueTask, lr: float, seed: int, model: list[str]) -> Cell:
+    """One cell with its command; `model`: the options that name the architecture."""
+    data = args.data / task.name
+    folder = args.out / task.name / f"lr{lr:g}-seed{seed}"
+    splits = read_glue_file(data)["splits"]
+    rows = splits["train"]["rows"]
+    command = [
+        *("fairseq-train", str(data), "--user-dir", user_dir(), "--task", "rt_glue", "--criterion", "rt_glue", *model),
+        *("--finetune-from-model", str(args.model / args.checkpoint), "--save-dir", str(folder), "--seed", str(seed)),
+        *hyperparameters(lr, rows, args.epochs, args.batch_size),
+        *("--best-checkpoint-metric", "score", "--maximize-best-checkpoint-metric"),
+        *("--valid-subset", ",".join(split for split in splits if split.startswith("valid"))),
+        *("--no-epoch-checkpoints", "--log-format", "json", "--log-interval", "50", "--num-workers", "0"),
+        *([] if args.gpus else ["--cpu"]),
+        *args.fairseq_options,
+    ]
+    return Cell(task, lr, seed, folder, command, args.epochs, rows, splits["valid"]["labels"])
 
 
 def chosen_tasks(data: Path, names: Sequence[str] | None) -> list[GlueTask]:
@@ -168,13 +172,16 @@ def _check_same_command(cell: Cell) -> None:
     path = cell.folder / COMMAND_FILE
     if not path.is_file() or path.read_text() == f"{shlex.join(cell.command)}\n":
         return
-    before = shlex.split(path.read_text())
-    changed = [f"{a} -> {b}" for a, b in zip(before, cell.command, strict=False) if a != b]
-    if len(before) != len(cell.command):
-        changed = [" ".join(token for token in before if token not in cell.command) + " (or options left out since)"]
+    before, now = _options(shlex.split(path.read_text())), _options(cell.command)
     raise UserError(
-        f"{cell.folder}: was begun with other options ({'; '.join(changed)}); choose another OUT, or remove this folder"
+        f"{cell.folder}: was begun with {' '.join(sorted(before - now)) or 'fewer options'}, found now "
+        f"{' '.join(sorted(now - before)) or 'fewer options'}; choose another OUT, or remove this folder"
     )
+
+
+def _options(command: Sequence[str]) -> set[str]:
+    """The options, each with what follows it."""
+    return {f"{a} {b}" for a, b in itertools.pairwise([*command, ""]) if a.startswith("--")}
 
 
 class Sweep:
@@ -267,15 +274,7 @@ class Sweep:
             self._broken.append(cell)
             self.report(f"{cell.name} broke off with status {status}: {_last_line(cell.folder / glue_cell.LOG_FILE)}")
             return
-        entries = glue_results.read_dev_metrics(cell.folder)
-        row = {
-            "model": self.name,
-            "task": cell.task.name,
-            "lr": cell.lr,
-            "seed": cell.seed,
-            "seconds": round(seconds, 1),
-        }
-        row |= glue_results.summarize(cell.task, entries, cell.labels, diverged=status == glue_cell.DIVERGED)
+        row = self._row(cell, seconds, diverged=status == glue_cell.DIVERGED)
         with replacing(cell.folder / RESULT_FILE) as file:
             file.write(json.dumps(row, indent=2).encode())
         self._write_csv()
@@ -286,6 +285,15 @@ class Sweep:
             f"[{finished}/{len(self.cells)}] {cell.name}: score {row['best_score']:.4f} "
             f"in epoch {row['best_epoch']} of {row['epochs']}{failed}, {seconds:.0f} s{self._time_left()}"
         )
+
+    def _row(self, cell: Cell, seconds: float, diverged: bool) -> dict:
+        row = {"model": self.name, "task": cell.task.name, "lr": cell.lr, "seed": cell.seed}
+        entries = glue_results.read_dev_metrics(cell.folder)
+        return {
+            **row,
+            "seconds": round(seconds, 1),
+            **glue_results.summarize(cell.task, entries, cell.labels, diverged),
+        }
 
     def _write_csv(self) -> None:
         """All finished runs of the OUT folder, also those of other tasks, learning rates and seeds."""
@@ -317,16 +325,11 @@ def fork_server() -> multiprocessing.context.BaseContext:
     """Start the process that the cells are forked from; it imports all that a training needs, and starts no threads."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED_BEFORE_FORKING)
-    settings = {
-        "OPENBLAS_NUM_THREADS": "1",  # else importing numpy starts threads
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow down the trainings beside them
-        "PYTHONPATH": os.pathsep.join(
-            path for path in sys.path if path
-        ),  # the server of Python < 3.12 ignores sys.path
-    }
     before = dict(os.environ)
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # else importing numpy starts threads
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin slow down the trainings beside them
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # before Python 3.12 the server has its own path
     try:
-        os.environ.update(settings | {name: before[name] for name in ("OMP_WAIT_POLICY",) if name in before})
         multiprocessing.forkserver.ensure_running()
     finally:
         os.environ.clear()
@@ -411,4 +414,4 @@ def _alone_in(folder: Path) -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     args = parse_arguments(argv)
-    return commands.run("finetune_glue.py", lambda: sweep(args))
+    return commands.run("finetune_glue.py", lambda: sweep(args), "stopped; the same command goes on from here")

@@ -245,7 +245,8 @@ class TestBadInput:
 
     def test_other_options_in_the_same_folder(self, finished, sweep, capsys):
         assert sweep(finished, *GRID, "--epochs", "7") == 1
-        assert "was begun with other options (4 -> 7; " in self.error(capsys)
+        error = self.error(capsys)
+        assert "was begun with --max-epoch 4 " in error and "found now --max-epoch 7 " in error
 
     def test_task_that_is_not_prepared(self, sweep, tmp_path, capsys):
         assert sweep(tmp_path, "--tasks", "CoLA") == 1

@@ -45,7 +45,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 def server():
     state = {"files": {}, "asked": [], "limit": None, "ranges": True}
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server, state))
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
     state["url"] = f"http://127.0.0.1:{httpd.server_port}"
     yield state
     httpd.shutdown()

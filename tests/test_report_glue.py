@@ -25,21 +25,22 @@ STS_B = [row(model, "STS-B", 1e-4, seed, score) for model, seed, score in (("new
 COLA = [row("new", "CoLA", 1e-4, 1, 0.1)]
 
 
-@pytest.fixture
-def files(tmp_path):
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
     """results.csv of a baseline and of a model."""
+    folder = tmp_path_factory.mktemp("results")
     paths = []
     for model in ("base", "new"):
-        paths.append(tmp_path / f"{model}.csv")
+        paths.append(folder / f"{model}.csv")
         glue_results.write_csv(paths[-1], [r for r in (*RTE, *STS_B, *COLA) if r["model"] == model])
     return paths
 
 
-@pytest.fixture
-def report(files, tmp_path, capsys):
-    assert glue_report.main([*map(str, files), "--out", str(tmp_path / "report")]) == 0
-    assert (tmp_path / "report" / "report.md").read_text() in capsys.readouterr().out
-    return tmp_path / "report"
+@pytest.fixture(scope="module")
+def report(files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    assert glue_report.main([*map(str, files), "--out", str(folder)]) == 0
+    return folder
 
 
 def read(path):
@@ -103,13 +104,14 @@ def test_other_seeds_are_resampled_each_on_its_own(tmp_path):
     assert interval((1, 3)) == (pytest.approx(-10), pytest.approx(30), "2 and 2")
 
 
-def test_report_is_the_same_every_time(report, files, tmp_path):
+def test_report_is_printed_and_the_same_every_time(report, files, tmp_path, capsys):
     assert glue_report.main([*map(str, files), "--out", str(tmp_path / "again")]) == 0
+    assert capsys.readouterr().out == (report / "report.md").read_text() + "\n"
     for name in ("report.md", "table.csv", "differences.csv"):
         assert (tmp_path / "again" / name).read_bytes() == (report / name).read_bytes()
 
 
-def test_plots_show_every_run(report, files, monkeypatch):
+def test_plots_show_every_run(report, files, tmp_path, monkeypatch):
     from matplotlib import axes
 
     for name in ("learning_rates.png", "boxes.png"):
@@ -118,7 +120,7 @@ def test_plots_show_every_run(report, files, monkeypatch):
     monkeypatch.setattr(axes.Axes, "plot", lambda self, x, y, style="", **_: points.extend(y if style == "." else ()))
     monkeypatch.setattr(axes.Axes, "boxplot", lambda self, values, **_: boxes.extend(itertools.chain(*values)))
     monkeypatch.setattr(axes.Axes, "legend", lambda self: None)
-    assert glue_report.main([*map(str, files), "--out", str(report)]) == 0
+    assert glue_report.main([*map(str, files), "--out", str(tmp_path)]) == 0
     expected = sorted(100 * (0 if math.isnan(r["best_score"]) else r["best_score"]) for r in (*RTE, *STS_B, *COLA))
     assert sorted(points) == sorted(boxes) == pytest.approx(expected)
 
