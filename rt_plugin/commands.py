@@ -1,5 +1,6 @@
 """What the commands of this package share: a user's mistake is one line, an interruption is no crash."""
 
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -16,6 +17,9 @@ def run(name: str, action: Callable[[], None], when_stopped: str = "stopped") ->
     so that `finally` blocks run.
     """
     previous = signal.signal(signal.SIGTERM, _interrupt)
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.WARNING)  # importing fairseq leaves it at DEBUG, and matplotlib then lists every font
     try:
         action()
     except UserError as error:
@@ -25,6 +29,7 @@ def run(name: str, action: Callable[[], None], when_stopped: str = "stopped") ->
         print(f"\n{name}: {when_stopped}", file=sys.stderr, flush=True)
         return INTERRUPTED
     finally:
+        root.setLevel(level)
         signal.signal(signal.SIGTERM, previous)
     return 0
 

@@ -302,9 +302,14 @@ def _plot(results: Results, path: Path, draw) -> None:
         draw(axes, name, results)
         axes.set(title=name, xlabel="learning rate", ylabel="dev score")
         axes.grid(alpha=0.3)
-    panels.flat[0].legend()
+    handles = {label: h for axes in figure.axes for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def _learning_rates(results: Results, task: str) -> list[float]:
+    return sorted({lr for tasks in results.values() if task in tasks for lr in tasks[task].scores})
 
 
 def _plot_spread(axes, name: str, results: Results) -> None:
@@ -318,12 +323,15 @@ def _plot_spread(axes, name: str, results: Results) -> None:
         axes.fill_between(lrs, [min(s) for s in scores], [max(s) for s in scores], color=f"C{i}", alpha=0.15, lw=0)
         for lr, values in zip(lrs, scores, strict=True):
             axes.plot([lr] * len(values), values, ".", color=f"C{i}", alpha=0.6)
+    rates = _learning_rates(results, name)
     axes.set_xscale("log")
+    axes.set_xticks(rates, [f"{lr:g}" for lr in rates])
+    axes.minorticks_off()
 
 
 def _plot_boxes(axes, name: str, results: Results) -> None:
     """Models side by side at every learning rate; a box from the first to the third quartile over seeds."""
-    lrs = sorted({lr for tasks in results.values() if name in tasks for lr in tasks[name].scores})
+    lrs = _learning_rates(results, name)
     width = 0.8 / len(results)
     for i, (model, tasks) in enumerate(results.items()):
         if name not in tasks:

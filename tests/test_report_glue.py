@@ -119,7 +119,6 @@ def test_plots_show_every_run(report, files, tmp_path, monkeypatch):
     points, boxes = [], []
     monkeypatch.setattr(axes.Axes, "plot", lambda self, x, y, style="", **_: points.extend(y if style == "." else ()))
     monkeypatch.setattr(axes.Axes, "boxplot", lambda self, values, **_: boxes.extend(itertools.chain(*values)))
-    monkeypatch.setattr(axes.Axes, "legend", lambda self: None)
     assert glue_report.main([*map(str, files), "--out", str(tmp_path)]) == 0
     expected = sorted(100 * (0 if math.isnan(r["best_score"]) else r["best_score"]) for r in (*RTE, *STS_B, *COLA))
     assert sorted(points) == sorted(boxes) == pytest.approx(expected)
