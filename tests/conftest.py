@@ -28,12 +28,16 @@ TRAINING = (
 )
 
 
+# One thread: tests run side by side, and the last bits of a training depend on the number of threads.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
 def run_command(name, *arguments, cwd=REPOSITORY, ok=True, **environment):
     """Run one of the environment's commands; returns the completed process, with stdout and stderr as text."""
     result = subprocess.run(
         [Path(sys.executable).parent / name, *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**ENVIRONMENT, **environment},
         capture_output=True,
         text=True,
         timeout=300,
