@@ -17,6 +17,21 @@ _STRUCTURE = (
 )
 
 
+def stored_options(checkpoint: Path) -> dict:
+    """The model's options as the checkpoint stores them; the weights are not read.
+
+    Raises:
+        UserError: the file is missing or cannot be read.
+    """
+    if not checkpoint.is_file():
+        raise UserError(f"{checkpoint}: no such checkpoint; give the model folder, or another file with --checkpoint")
+    try:
+        stored = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["cfg"]["model"]
+    except Exception as error:  # whatever a file that is no checkpoint makes of torch.load
+        raise UserError(f"{checkpoint}: not a fairseq checkpoint ({type(error).__name__})") from None
+    return vars(stored) if isinstance(stored, argparse.Namespace) else dict(stored)
+
+
 def model_options(checkpoint: Path) -> list[str]:
     """`--arch NAME` and the options in which the checkpoint's model differs from that architecture.
 
@@ -26,13 +41,7 @@ def model_options(checkpoint: Path) -> list[str]:
     Raises:
         UserError: the file is missing or cannot be read, or its architecture is unknown.
     """
-    if not checkpoint.is_file():
-        raise UserError(f"{checkpoint}: no such checkpoint; give the model folder, or another file with --checkpoint")
-    try:
-        stored = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["cfg"]["model"]
-    except Exception as error:  # whatever a file that is no checkpoint makes of torch.load
-        raise UserError(f"{checkpoint}: not a fairseq checkpoint ({type(error).__name__})") from None
-    values = vars(stored) if isinstance(stored, argparse.Namespace) else dict(stored)
+    values = stored_options(checkpoint)
     architecture = values.get("arch") or values.get("_name")
     if architecture not in ARCH_CONFIG_REGISTRY:
         raise UserError(

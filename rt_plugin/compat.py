@@ -214,13 +214,16 @@ def missing_start_checkpoint(patches: Patches) -> None:
     """`--restore-file` with a path that does not exist: fairseq logs a line and trains from scratch. Refused.
 
     checkpoint_utils.load_checkpoint is called by training alone, once, and is the first place that knows both the task
-    and the save folder: a task that wants its model folder complete (`write_model_folder`) is called here as well.
+    and the save folder: a task that wants its model folder complete (`write_model_folder`) and a model that wants to
+    see the checkpoint first (`check_start_checkpoint`) are called here as well.
     """
     load_checkpoint = checkpoint_utils.load_checkpoint
 
     @functools.wraps(load_checkpoint)
     def load_existing_checkpoint(cfg, trainer, **kwargs):
-        _refuse_missing_checkpoint(cfg)
+        start = _start_checkpoint(cfg)
+        if start is not None and hasattr(trainer.get_model(), "check_start_checkpoint"):
+            trainer.get_model().check_start_checkpoint(start)
         if hasattr(trainer.task, "write_model_folder") and trainer.data_parallel_rank == 0 and not cfg.no_save:
             trainer.task.write_model_folder(cfg.save_dir)
         try:
@@ -237,15 +240,20 @@ def missing_start_checkpoint(patches: Patches) -> None:
     patches.set(checkpoint_utils, "load_checkpoint", load_existing_checkpoint)
 
 
-def _refuse_missing_checkpoint(cfg) -> None:
+def _start_checkpoint(cfg) -> str | None:
+    """The checkpoint that training will start from; None: from scratch."""
     last = os.path.join(cfg.save_dir, "checkpoint_last.pt")
-    wanted = None
     if cfg.restore_file != "checkpoint_last.pt":
         option, wanted = "--restore-file", cfg.restore_file
-    elif cfg.finetune_from_model is not None and not PathManager.exists(last):
+    elif PathManager.exists(last):
+        return last
+    elif cfg.finetune_from_model is not None:
         option, wanted = "--finetune-from-model", cfg.finetune_from_model
-    if wanted is not None and not PathManager.isfile(wanted):
+    else:
+        return None
+    if not PathManager.isfile(wanted):
         raise UserError(f"{option} {wanted}: no such file; give the path of a checkpoint, or leave the option out")
+    return wanted
 
 
 @_repair

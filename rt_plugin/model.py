@@ -1,6 +1,7 @@
 """The recurrent RoBERTa model: fairseq's RoBERTa with a SwishRNN block in place of every feed-forward block."""
 
 import contextlib
+from pathlib import Path
 
 import torch
 from fairseq.distributed import fsdp_wrap
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
 from . import ops, reference
+from .checkpoint_options import stored_options
 from .errors import UserError
 from .modules import RECURRENCE_TYPES, RecurrentFFN
 
@@ -185,6 +187,25 @@ class RecurrentRobertaModel(RobertaModel):
             if getattr(args, "max_positions", None) is None:
                 args.max_positions = getattr(args, "tokens_per_sample", None) or task.max_positions()
             return cls(args, RecurrentRobertaEncoder(args, task.source_dictionary))
+
+    def check_start_checkpoint(self, path: str) -> None:
+        """Refuse to go on from a checkpoint with another recurrence: its weights fit, but compute something else.
+
+        Raises:
+            UserError: direction, step size, gate or type differ.
+        """
+        try:
+            stored = stored_options(Path(path))
+        except UserError:
+            return  # loading it will say more
+        names = ["recurrence_step_size", "recurrence_gate", "recurrence_type"]
+        if not self.args.encoder_layers_to_keep:  # then the directions are those of the layers that are left
+            names.append("recurrence_direction")
+        differing = [n for n in names if n in stored and stored[n] != getattr(self.args, n)]
+        if differing:
+            there = " ".join(f"{_option(n)} {stored[n]}" for n in differing)
+            here = " ".join(f"{_option(n)} {getattr(self.args, n)}" for n in differing)
+            raise UserError(f"{path} was trained with {there}, this run has {here}; add {there}")
 
     @classmethod
     def from_pretrained(

@@ -293,6 +293,16 @@ def test_half_precision_trains_saves_and_resumes_on_the_cpu(flags, data_bin, tmp
     assert "@ 2 updates" in resumed.stdout
 
 
+@pytest.mark.parametrize("option", [("--recurrence-direction", "alternate"), ("--recurrence-step-size", "2")], ids=str)
+def test_other_recurrence_than_the_checkpoint_is_refused(option, pretrained, data_bin, tmp_path):
+    """The weights fit, so nothing else would notice."""
+    arguments = (data_bin, *TRAINING, "--save-dir", tmp_path, *option)
+    start = ("--finetune-from-model", pretrained / "checkpoint_last.pt")
+    error = user_error(run_command("fairseq-train", *arguments, *start, ok=False))
+    assert f"this run has {' '.join(option)}" in error
+    assert "add --recurrence-" in error
+
+
 def test_other_architecture_in_the_same_folder_is_named(pretrained, data_bin):
     arguments = (data_bin, *TRAINING, "--save-dir", pretrained, "--max-update", "9", "--encoder-embed-dim", "64")
     assert "its model differs from the one asked for" in user_error(run_command("fairseq-train", *arguments, ok=False))
