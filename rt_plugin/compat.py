@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import data_utils
+from fairseq.data.iterators import EpochBatchIterator
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.models import distributed_fairseq_model
@@ -194,6 +195,42 @@ def broadcast_between_processes(patches: Patches) -> None:
         return objects[0]
 
     patches.set(distributed_utils, "_broadcast_object_slow", broadcast_object)
+
+
+@_repair
+def process_count_on_resume(patches: Patches) -> None:
+    """A checkpoint tells how many batches each process has read of an epoch, not how many processes there were:
+    resumed with another number of them, batches are lost or read twice. The number is stored and the place is found."""
+    state_dict, load_state_dict = EpochBatchIterator.state_dict, EpochBatchIterator.load_state_dict
+
+    @functools.wraps(state_dict)
+    def state_with_processes(self):
+        return {**state_dict(self), "num_shards": self.num_shards}
+
+    @functools.wraps(load_state_dict)
+    def load_state_of_any_processes(self, state):
+        load_state_dict(self, {**state, "iterations_in_epoch": _batches_of_each_process(state, self)})
+
+    patches.set(EpochBatchIterator, "state_dict", state_with_processes)
+    patches.set(EpochBatchIterator, "load_state_dict", load_state_of_any_processes)
+
+
+def _batches_of_each_process(state: dict, iterator: EpochBatchIterator) -> int:
+    """How many batches of the epoch each process has to skip. The order of all batches does not depend on the number of
+    processes, which read them in turn."""
+    now = iterator.num_shards
+    before = state.get("num_shards", now)  # checkpoints of fairseq itself do not have it
+    batches = before * state.get("iterations_in_epoch", 0)
+    if before != now and batches and (batches % now or iterator.grouped_shuffling):
+        usable = [str(n) for n in range(1, max(before, now) + 1) if batches % n == 0]
+        why = "with --grouped-shuffling" if iterator.grouped_shuffling else f"{batches} is no multiple of {now}"
+        raise UserError(
+            f"the checkpoint was saved within an epoch, after {batches} batches on {before} processes; {now} processes "
+            f"cannot go on there without losing or repeating data ({why}); resume with "
+            f"{before if iterator.grouped_shuffling else ' or '.join(usable)} of them, or begin the epoch again with "
+            "--reset-dataloader"
+        )
+    return batches // now
 
 
 @_repair

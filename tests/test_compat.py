@@ -1,6 +1,7 @@
 """Each repair of fairseq: what works with it, and that the very same thing breaks without it."""
 
 import argparse
+import itertools
 import os
 import pickle
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import TokenBlockDataset, data_utils
+from fairseq.data.iterators import EpochBatchIterator
 from fairseq.dataclass.configs import CheckpointConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
@@ -296,3 +298,55 @@ def test_half_precision_trains_saves_and_resumes_on_the_cpu(flags, data_bin, tmp
 def test_other_architecture_in_the_same_folder_is_named(pretrained, data_bin):
     arguments = (data_bin, *TRAINING, "--save-dir", pretrained, "--max-update", "9", "--encoder-embed-dim", "64")
     assert "its model differs from the one asked for" in user_error(run_command("fairseq-train", *arguments, ok=False))
+
+
+class Numbers(torch.utils.data.Dataset):
+    def __len__(self):
+        return 48
+
+    def __getitem__(self, index):
+        return index
+
+
+def read_numbers(processes, iterations=None, states=None, **options):
+    """What all processes read of an epoch of 24 batches, and their states afterwards."""
+    read, after = [], []
+    for rank in range(processes):
+        batches = [[2 * i, 2 * i + 1] for i in range(24)]
+        iterator = EpochBatchIterator(
+            Numbers(), list, batches, num_shards=processes, shard_id=rank, disable_shuffling=False, **options
+        )
+        if states:
+            iterator.load_state_dict(states[0])
+        epoch = iterator.next_epoch_itr()
+        read += [n for batch in itertools.islice(epoch, iterations) for n in batch]
+        after.append(iterator.state_dict())
+    return read, after
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+@pytest.mark.parametrize(("before", "iterations", "now"), [(2, 3, 1), (1, 4, 2), (2, 4, 4), (4, 3, 3), (3, 2, 3)])
+def test_process_count_on_resume(before, iterations, now):
+    def resume():
+        read, states = read_numbers(before, iterations)
+        rest, _ = read_numbers(now, states=states)
+        if sorted(read + rest) != list(range(48)):
+            raise AssertionError("lost or repeated")
+
+    if before == now:
+        return resume()
+    assert "lost or repeated" in str(with_and_without("process_count_on_resume", resume))
+
+
+def test_process_count_without_a_place_to_go_on_is_refused():
+    _, states = read_numbers(1, 3)
+    with pytest.raises(UserError, match=r"after 3 batches on 1 processes; 2 processes .* resume with 1 of them"):
+        read_numbers(2, states=states)
+    _, states = read_numbers(2, 2, grouped_shuffling=True)
+    with pytest.raises(UserError, match=r"with --grouped-shuffling\); resume with 2 of them"):
+        read_numbers(1, states=states, grouped_shuffling=True)
+
+
+def test_process_count_is_free_between_epochs():
+    _, states = read_numbers(3)
+    assert sorted(read_numbers(2, states=states)[0]) == list(range(48))
