@@ -15,7 +15,7 @@ import shutil
 import time
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -80,10 +80,18 @@ def _apply(name: str) -> None:
 @contextlib.contextmanager
 def without(name: str) -> Iterator[None]:
     """Take one repair back for the length of a block (for tests, and to see whether a newer fairseq still needs it)."""
-    _applied.pop(name).undo()
+    _replace_all([other for other in REPAIRS if other != name])
     try:
         yield
     finally:
+        _replace_all(REPAIRS)
+
+
+def _replace_all(names: Iterable[str]) -> None:
+    """Two repairs may wrap one function; taken back in the reverse order, neither brings the other's wrapper back."""
+    for name in reversed(list(_applied)):
+        _applied.pop(name).undo()
+    for name in names:
         _apply(name)
 
 
@@ -160,6 +168,43 @@ def _set_half_precision_flags(cfg) -> None:
                 group.tpu = False
     if cfg.common.cpu or not torch.cuda.is_available():
         cfg.common.fp16_no_flatten_grads = True
+
+
+@_repair
+def launches_without_training(patches: Patches) -> None:
+    """Two launches on a CPU go wrong without a word: torchrun without a world size, where every process trains by
+    itself, all into one folder; and a world size without --distributed-no-spawn, where no process is started."""
+    call_main = distributed_utils.call_main
+
+    @functools.wraps(call_main)
+    def call_main_if_it_trains(cfg, main, **kwargs):
+        refuse_useless_launch(cfg.distributed_training)
+        return call_main(cfg, main, **kwargs)
+
+    patches.set(distributed_utils, "call_main", call_main_if_it_trains)
+
+
+def refuse_useless_launch(cfg) -> None:
+    """Refuse a launch that trains several times into one folder, or not at all.
+
+    Args:
+        cfg: fairseq's distributed_training group.
+
+    Raises:
+        UserError: it is one of the two.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+    if processes > 1 and cfg.distributed_world_size == 1:
+        raise UserError(
+            f"torchrun started {processes} processes, but the world size is 1: each would train by itself; use "
+            "scripts/pretrain.py --processes, or see docs/pretraining.md for the options"
+        )
+    spawns = cfg.distributed_init_method is not None and not cfg.distributed_no_spawn
+    if spawns and not torch.cuda.is_available():
+        raise UserError(
+            f"--distributed-world-size {cfg.distributed_world_size} without a GPU: fairseq would start no process and "
+            "train nothing; use scripts/pretrain.py --processes, or see docs/pretraining.md for the options"
+        )
 
 
 @_repair

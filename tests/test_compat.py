@@ -16,7 +16,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.data import TokenBlockDataset, data_utils
 from fairseq.data.iterators import EpochBatchIterator
-from fairseq.dataclass.configs import CheckpointConfig
+from fairseq.dataclass.configs import CheckpointConfig, FairseqConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.models import distributed_fairseq_model
@@ -350,3 +350,39 @@ def test_process_count_without_a_place_to_go_on_is_refused():
 def test_process_count_is_free_between_epochs():
     _, states = read_numbers(3)
     assert sorted(read_numbers(2, states=states)[0]) == list(range(48))
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "message"),
+    [
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, {}, "each would train by itself"),
+        (
+            {},
+            {"distributed_world_size": 2, "distributed_init_method": "tcp://localhost:1"},
+            "fairseq would start no process",
+        ),
+    ],
+)
+def test_launches_without_training(environment, options, message, monkeypatch):
+    cfg = OmegaConf.structured(FairseqConfig())
+    cfg.distributed_training.distributed_world_size = 1
+    cfg.distributed_training.update(options)
+    cfg.common.cpu = True
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    trained = []
+
+    def launch():
+        with pytest.raises(UserError, match=message):
+            distributed_utils.call_main(cfg, lambda cfg: trained.append(1))
+
+    assert "DID NOT RAISE" in str(with_and_without("launches_without_training", lambda: _as_exception(launch)))
+
+
+def _as_exception(action):
+    try:
+        action()
+    except pytest.fail.Exception as failure:  # is no Exception
+        raise AssertionError(str(failure)) from None
