@@ -33,12 +33,7 @@ class GlueDataset(FairseqDataset):
 
     def __getitem__(self, index: int) -> dict:
         texts = [dataset[index][:-1] for dataset in self.inputs]
-        lengths = cut_lengths([len(text) for text in texts], self.max_positions - 2 * len(texts))
-        bos, eos = self.dictionary.bos(), self.dictionary.eos()
-        tokens = []
-        for text, length, first in zip(texts, lengths, (bos, eos), strict=False):
-            tokens += [torch.tensor([first]), text[:length], torch.tensor([eos])]
-        return {"id": index, "tokens": torch.cat(tokens).long()}
+        return {"id": index, "tokens": join_texts(texts, self.dictionary, self.max_positions)}
 
     def collater(self, samples: list[dict]) -> dict:
         """A batch; target: (B,) int64 classes or float64 scores, absent without labels."""
@@ -80,6 +75,16 @@ class GlueDataset(FairseqDataset):
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+
+
+def join_texts(texts: list[torch.Tensor], dictionary, max_positions: int) -> torch.Tensor:
+    """`<s> a </s>` or `<s> a </s> </s> b </s>`, cut to `max_positions`: (length,) int64, from the texts' token ids."""
+    lengths = cut_lengths([len(text) for text in texts], max_positions - 2 * len(texts))
+    bos, eos = dictionary.bos(), dictionary.eos()
+    tokens = []
+    for text, length, first in zip(texts, lengths, (bos, eos), strict=False):
+        tokens += [torch.tensor([first]), text[:length], torch.tensor([eos])]
+    return torch.cat(tokens).long()
 
 
 def cut_lengths(lengths: list[int], room: int) -> list[int]:

@@ -8,6 +8,7 @@ from fairseq.models.roberta import RobertaHubInterface
 from torch import Tensor
 
 from .errors import UserError
+from .glue_dataset import join_texts
 from .model_folder import NORMALIZATION_FILE, TOKENIZER_FILE
 from .text import TextEncoder
 
@@ -150,14 +151,19 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         ]
 
     def classify(self, sentence: str, *addl_sentences: str, head: str = CLASSIFICATION_HEAD) -> tuple[str, float]:
-        """The most probable label of a sentence or sentence pair, by name, and its probability."""
+        """The most probable label of a sentence or sentence pair, by name, and its probability.
+
+        What is longer than the model's positions is cut as in fine-tuning: of a pair, the longer text first.
+        """
         names = getattr(self.task, "label_names", None)
         if not names:
             raise UserError(
                 "classify: this checkpoint has no class labels; use predict, or a model fine-tuned on classes"
             )
+        texts = [torch.tensor(self._ids(text), dtype=torch.long) for text in (sentence, *addl_sentences)]
+        tokens = join_texts(texts, self.task.source_dictionary, self.model.max_positions())
         with utils.model_eval(self.model), torch.no_grad():
-            probabilities = self.predict(head, self.encode(sentence, *addl_sentences)).exp()[0]
+            probabilities = self.predict(head, tokens).exp()[0]
         value, index = probabilities.max(dim=-1)
         return names[index], value.item()
 

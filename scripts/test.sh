@@ -8,4 +8,5 @@ export PATH="${VIRTUAL_ENV:-$root/.venv}/bin:$PATH"
 cd "$root"
 ruff check .
 ruff format --check .
-exec python -m pytest "$@"
+# Two processes, a file of tests to each at a time; -n 0 after the script's name runs all in one.
+exec python -m pytest -n 2 --dist loadfile "$@"

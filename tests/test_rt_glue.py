@@ -148,6 +148,18 @@ def test_the_model_folder_alone_is_enough(finetuned, tmp_path):
     assert log_probabilities.exp().sum().item() == pytest.approx(1.0, abs=1e-5)
 
 
+def test_classify_reads_and_cuts_pairs_as_fine_tuning_does(finetuned, qnli):
+    model = RecurrentRobertaModel.from_pretrained(str(finetuned), "checkpoint_last.pt")
+    outputs, _ = dev_outputs(finetuned / "checkpoint_last.pt", qnli)
+    probabilities = torch.tensor(outputs).softmax(dim=1)
+    rows = sample_rows("dev", 20)[1:]
+    assert max(len(model.encode(row[1], row[2])) for row in rows) > model.model.max_positions(), "no pair is too long"
+    for row, expected in zip(rows, probabilities, strict=False):
+        label, probability = model.classify(row[1], row[2])
+        assert label == model.task.label_names[expected.argmax()]
+        assert probability == pytest.approx(expected.max().item(), abs=1e-4)
+
+
 def test_two_processes_compute_the_metrics_of_one(qnli, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
