@@ -12,6 +12,7 @@ Examples:
 
 import argparse
 import dataclasses
+import fcntl
 import json
 import os
 import shlex
@@ -273,9 +274,26 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.dry_run:
         return dry_run(args, recipe, command)
-    with replacing(args.save_dir / "command.txt") as file:
-        file.write(f"{shlex.join(command)}\n".encode())
-    return train(command, recipe, args.save_dir)
+    try:
+        with _own_folder(args.save_dir, args.node_rank) as lock:
+            with replacing(args.save_dir / "command.txt") as file:
+                file.write(f"{shlex.join(command)}\n".encode())
+            return train(command, recipe, args.save_dir, lock)
+    except OSError as error:
+        raise UserError(f"--save-dir {args.save_dir}: cannot be written ({error.strerror or error})") from None
+
+
+@contextmanager
+def _own_folder(folder: Path, node_rank: int) -> Iterator[int]:
+    """Keep a second training of this node out of the folder; the training inherits the lock, and outlives a launcher
+    that was killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".lock{node_rank}").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder}: another training writes there; wait for it, or stop it") from None
+        yield lock.fileno()
 
 
 def describe(recipe: Recipe, devices: Devices, command: list[str]) -> str:
@@ -293,7 +311,7 @@ def dry_run(args: argparse.Namespace, recipe: Recipe, command: list[str]) -> int
     """Train a few updates on every process, save nothing, and tell how long the whole will take."""
     with tempfile.TemporaryDirectory() as folder:
         last = ("--max-update", str(_DRY_RUN_UPDATES), "--log-interval", "1", "--no-save", "--disable-validation")
-        records = list(_records([*command, "--save-dir", folder, *last], Path(folder) / "train.log", echo=False))
+        records = list(_records([*command, "--save-dir", folder, *last], Path(folder) / "train.log"))
     speeds = [record["updates_per_second"] for record in records if record.get("updates_per_second")]
     if not speeds:
         raise UserError("the dry run ended without an update; are there fewer training data than one batch?")
@@ -306,10 +324,10 @@ def dry_run(args: argparse.Namespace, recipe: Recipe, command: list[str]) -> int
     return 0
 
 
-def train(command: list[str], recipe: Recipe, save_dir: Path) -> int:
-    """Run the command; log and report what it says."""
+def train(command: list[str], recipe: Recipe, save_dir: Path, lock: int) -> int:
+    """Run the command, which gets the open file `lock`; log and report what it says."""
     with (save_dir / "log.jsonl").open("a", encoding="utf-8") as log:
-        for record in _records(command, save_dir / "train.log", echo=True):
+        for record in _records(command, save_dir / "train.log", lock):
             log.write(json.dumps(record) + "\n")
             log.flush()
             print(progress_line(record, recipe.updates), flush=True)
@@ -335,14 +353,14 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {round(seconds) % 60:02} s"
 
 
-def _records(command: list[str], log: Path, echo: bool) -> Iterator[dict]:
+def _records(command: list[str], log: Path, lock: int | None = None) -> Iterator[dict]:
     """Run a training command; yields its records as they come, and keeps all it says in `log`.
 
     Raises:
         UserError: it failed.
     """
     error = None
-    with log.open("a", encoding="utf-8") as file, _started(command) as process:
+    with log.open("a", encoding="utf-8") as file, _started(command, lock) as process:
         for line in process.stdout:
             file.write(line)
             file.flush()
@@ -350,7 +368,7 @@ def _records(command: list[str], log: Path, echo: bool) -> Iterator[dict]:
             yield from read_log([line])
         status = process.wait()
     if status:
-        where = f"; all it said is in {log}" if echo else ""
+        where = f"; all it said is in {log}" if lock is not None else ""  # a dry run's is deleted
         raise UserError(error or f"{command[0]} ended with status {status}: {_last_lines(log)}{where}")
 
 
@@ -361,7 +379,7 @@ def _last_lines(log: Path) -> str:
 
 
 @contextmanager
-def _started(command: list[str]) -> Iterator[subprocess.Popen]:
+def _started(command: list[str], lock: int | None) -> Iterator[subprocess.Popen]:
     """The running command, which ends with this program, with all its processes."""
     program = shutil.which(command[0], path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if program is None:
@@ -376,6 +394,7 @@ def _started(command: list[str]) -> Iterator[subprocess.Popen]:
         errors="replace",
         env=environment,
         start_new_session=True,
+        pass_fds=() if lock is None else (lock,),
     )
     try:
         yield process

@@ -7,6 +7,8 @@ torchrun's environment; without them every process trains by itself.
 import logging
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 from .errors import UserError
@@ -27,8 +29,16 @@ def distributed_options(environment: dict[str, str]) -> list[str]:
     return [*options, "--distributed-no-spawn", f"--device-id={local_rank}"]
 
 
+def _end_with(parent: int) -> None:
+    """Training goes on when torchrun is killed with kill -9, and would write into the folder of the next attempt."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 def main() -> None:
     """Train."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     logging.getLogger().handlers.clear()  # fairseq_cli sets up its log only where nobody else has done so
     from fairseq_cli.train import cli_main
 

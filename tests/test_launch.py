@@ -1,10 +1,15 @@
 """The launcher: options for the devices there are, several processes like one, resuming, dry run, refusals."""
 
+import fcntl
 import itertools
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +18,7 @@ from conftest import REPOSITORY
 from rt_plugin import launch
 from rt_plugin.recipes import RECIPES
 
+SCHEDULE = ("--updates", "6", "--warmup-updates", "2", "--save-interval", "3", "--log-interval", "1")
 SMALL = ("--recipe", "tiny", "--tokens-per-sample", "32", "--batch-tokens", "512", "--tokens-per-device", "256")
 
 
@@ -118,6 +124,19 @@ def test_torchrun_around_the_launcher_is_refused(data_bin, capsys, monkeypatch):
     assert "run it without torchrun" in error_of(capsys, data_bin, "--recipe", "tiny", "--save-dir", "run")
 
 
+def test_second_training_in_the_folder_is_refused(data_bin, tmp_path, capsys):
+    with (tmp_path / ".lock0").open("w") as lock:  # as a training holds it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another training writes there" in error_of(capsys, data_bin, "--recipe", "tiny", "--save-dir", tmp_path)
+    assert not (tmp_path / "command.txt").exists()
+
+
+def test_save_dir_that_cannot_be_made_is_named(data_bin, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    error = error_of(capsys, data_bin, "--recipe", "tiny", "--save-dir", tmp_path / "file" / "run")
+    assert "file/run: cannot be written (Not a directory)" in error
+
+
 def test_dry_run_trains_and_leaves_nothing(data_bin, tmp_path):
     result = pretrain(data_bin, *SMALL, "--save-dir", tmp_path / "run", "--dry-run")
     last = result.stdout.splitlines()[-1]
@@ -137,8 +156,7 @@ def trained(data_bin, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
 
     def train(name, processes):
-        schedule = ("--updates", 6, "--warmup-updates", 2, "--save-interval", 3, "--log-interval", 1)
-        pretrain(data_bin, *SMALL, "--save-dir", folder / name, *schedule, "--processes", processes)
+        pretrain(data_bin, *SMALL, *SCHEDULE, "--save-dir", folder / name, "--processes", processes)
         return folder / name
 
     train("one", 1)
@@ -168,6 +186,25 @@ def test_two_processes_train_as_one_with_two_steps(other, trained):
     assert mean_loss(trained / other) == pytest.approx(mean_loss(trained / "one"), rel=1e-5)
     for name, weight in one["model"].items():
         torch.testing.assert_close(two["model"][name], weight, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+def test_two_killed_processes_go_on_as_if_undisturbed(trained, data_bin, tmp_path):
+    """kill -9 of launcher and torchrun after a checkpoint: resumed, training ends with the same bits."""
+    options = (data_bin, *SMALL, *SCHEDULE, "--save-dir", tmp_path, "--processes", "2")
+    script = [sys.executable, REPOSITORY / "scripts" / "pretrain.py", *options]
+    launcher = subprocess.Popen(list(map(str, script)), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "checkpoint_1_3.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    torchrun = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    for process in (launcher.pid, *map(int, torchrun)):
+        os.kill(process, signal.SIGKILL)
+    assert launcher.wait() == -signal.SIGKILL
+    assert not (tmp_path / "checkpoint_1_6.pt").exists(), "training ended before it could be killed"
+    assert "update 4/6" in pretrain(*options).stdout
+    killed, undisturbed = last_state(tmp_path)["model"], last_state(trained / "two")["model"]
+    assert [name for name in undisturbed if not torch.equal(killed[name], undisturbed[name])] == []
 
 
 def test_log_has_what_people_look_at(trained):
