@@ -73,8 +73,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     devices.add_argument("--master-addr", default="localhost", metavar="HOST", help="the name of node 0")
     devices.add_argument("--master-port", type=int, metavar="PORT", help="free on node 0; needed with several nodes")
     reports = parser.add_argument_group("reports")
-    reports.add_argument("--save-interval", type=int, metavar="N", help="updates (default: a hundredth of all)")
-    reports.add_argument("--log-interval", type=int, metavar="N", default=100, help="updates (default: %(default)s)")
+    reports.add_argument(
+        "--save-interval", type=int, metavar="N", help="updates (default: a 100th of all, at least 100)"
+    )
+    reports.add_argument("--log-interval", type=int, metavar="N", help="updates (default: 100, or a 20th of all)")
     reports.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="write TensorBoard logs there")
     reports.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -187,7 +189,8 @@ def fairseq_options(args: argparse.Namespace, recipe: Recipe, devices: Devices) 
     """The arguments of fairseq-train."""
     limit = args.tokens_per_device or _TOKENS_PER_DEVICE[devices.kind]
     max_tokens, steps = split_batch(recipe.batch_tokens, devices.total, limit, recipe.tokens_per_sample)
-    interval = args.save_interval or max(1, recipe.updates // 100)
+    save_interval = args.save_interval or min(recipe.updates, max(100, recipe.updates // 100))
+    log_interval = args.log_interval or max(1, min(100, recipe.updates // 20))
     options = {
         "task": "rt_masked_lm",
         "criterion": "rt_masked_lm",
@@ -212,11 +215,11 @@ def fairseq_options(args: argparse.Namespace, recipe: Recipe, devices: Devices) 
         "attention-dropout": recipe.dropout,
         "seed": args.seed,
         "save-dir": args.save_dir,
-        "save-interval-updates": interval,
-        "validate-interval-updates": interval,
+        "save-interval-updates": save_interval,
+        "validate-interval-updates": save_interval,
         "keep-interval-updates": 2,  # the newest may turn out to be unreadable
         "log-format": "json",
-        "log-interval": args.log_interval,
+        "log-interval": log_interval,
     }
     if args.tensorboard:
         options["tensorboard-logdir"] = args.tensorboard

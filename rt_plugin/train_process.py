@@ -4,7 +4,6 @@ fairseq-train under torchrun needs the rank and the number of processes as optio
 torchrun's environment; without them every process trains by itself.
 """
 
-import logging
 import os
 import sys
 import threading
@@ -39,7 +38,6 @@ def _end_with(parent: int) -> None:
 def main() -> None:
     """Train."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    logging.getLogger().handlers.clear()  # fairseq_cli sets up its log only where nobody else has done so
     from fairseq_cli.train import cli_main
 
     try:
