@@ -5,7 +5,9 @@ and torch (`compat`) and registers the models, tasks and criterions. Without fai
 `rt_plugin.reference`, `rt_plugin.ops` and `rt_plugin.modules` work with torch alone.
 """
 
+import contextlib
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 
@@ -29,6 +31,19 @@ class _CheckoutFinder:
         )
 
 
+@contextlib.contextmanager
+def _root_logger_kept():
+    """A module of fairseq sets the root logger to DEBUG when it is imported: every library would log every detail."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
+
+
+@_root_logger_kept()
 def _register_with_fairseq() -> None:
     show_user_errors_in_one_line()
     from . import compat

@@ -15,13 +15,14 @@ import shutil
 import time
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import data_utils
+from fairseq.data.iterators import EpochBatchIterator
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.models import distributed_fairseq_model
@@ -79,10 +80,18 @@ def _apply(name: str) -> None:
 @contextlib.contextmanager
 def without(name: str) -> Iterator[None]:
     """Take one repair back for the length of a block (for tests, and to see whether a newer fairseq still needs it)."""
-    _applied.pop(name).undo()
+    _replace_all([other for other in REPAIRS if other != name])
     try:
         yield
     finally:
+        _replace_all(REPAIRS)
+
+
+def _replace_all(names: Iterable[str]) -> None:
+    """Two repairs may wrap one function; taken back in the reverse order, neither brings the other's wrapper back."""
+    for name in reversed(list(_applied)):
+        _applied.pop(name).undo()
+    for name in names:
         _apply(name)
 
 
@@ -162,6 +171,43 @@ def _set_half_precision_flags(cfg) -> None:
 
 
 @_repair
+def launches_without_training(patches: Patches) -> None:
+    """Two launches on a CPU go wrong without a word: torchrun without a world size, where every process trains by
+    itself, all into one folder; and a world size without --distributed-no-spawn, where no process is started."""
+    call_main = distributed_utils.call_main
+
+    @functools.wraps(call_main)
+    def call_main_if_it_trains(cfg, main, **kwargs):
+        refuse_useless_launch(cfg.distributed_training)
+        return call_main(cfg, main, **kwargs)
+
+    patches.set(distributed_utils, "call_main", call_main_if_it_trains)
+
+
+def refuse_useless_launch(cfg) -> None:
+    """Refuse a launch that trains several times into one folder, or not at all.
+
+    Args:
+        cfg: fairseq's distributed_training group.
+
+    Raises:
+        UserError: it is one of the two.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+    if processes > 1 and cfg.distributed_world_size == 1:
+        raise UserError(
+            f"torchrun started {processes} processes, but the world size is 1: each would train by itself; use "
+            "scripts/pretrain.py --processes, or see docs/pretraining.md for the options"
+        )
+    spawns = cfg.distributed_init_method is not None and not cfg.distributed_no_spawn
+    if spawns and not torch.cuda.is_available():
+        raise UserError(
+            f"--distributed-world-size {cfg.distributed_world_size} without a GPU: fairseq would start no process and "
+            "train nothing; use scripts/pretrain.py --processes, or see docs/pretraining.md for the options"
+        )
+
+
+@_repair
 def last_batch(patches: Patches) -> None:
     """fairseq drops the last batch of every data set, validation too, where its length is no multiple of
     `--required-batch-size-multiple` (default 8): up to 7 samples, in a small data set all. They are kept."""
@@ -194,6 +240,42 @@ def broadcast_between_processes(patches: Patches) -> None:
         return objects[0]
 
     patches.set(distributed_utils, "_broadcast_object_slow", broadcast_object)
+
+
+@_repair
+def process_count_on_resume(patches: Patches) -> None:
+    """A checkpoint tells how many batches each process has read of an epoch, not how many processes there were:
+    resumed with another number of them, batches are lost or read twice. The number is stored and the place is found."""
+    state_dict, load_state_dict = EpochBatchIterator.state_dict, EpochBatchIterator.load_state_dict
+
+    @functools.wraps(state_dict)
+    def state_with_processes(self):
+        return {**state_dict(self), "num_shards": self.num_shards}
+
+    @functools.wraps(load_state_dict)
+    def load_state_of_any_processes(self, state):
+        load_state_dict(self, {**state, "iterations_in_epoch": _batches_of_each_process(state, self)})
+
+    patches.set(EpochBatchIterator, "state_dict", state_with_processes)
+    patches.set(EpochBatchIterator, "load_state_dict", load_state_of_any_processes)
+
+
+def _batches_of_each_process(state: dict, iterator: EpochBatchIterator) -> int:
+    """How many batches of the epoch each process has to skip. The order of all batches does not depend on the number of
+    processes, which read them in turn."""
+    now = iterator.num_shards
+    before = state.get("num_shards", now)  # checkpoints of fairseq itself do not have it
+    batches = before * state.get("iterations_in_epoch", 0)
+    if before != now and batches and (batches % now or iterator.grouped_shuffling):
+        usable = [str(n) for n in range(1, max(before, now) + 1) if batches % n == 0]
+        why = "with --grouped-shuffling" if iterator.grouped_shuffling else f"{batches} is no multiple of {now}"
+        raise UserError(
+            f"the checkpoint was saved within an epoch, after {batches} batches on {before} processes; {now} processes "
+            f"cannot go on there without losing or repeating data ({why}); resume with "
+            f"{before if iterator.grouped_shuffling else ' or '.join(usable)} of them, or begin the epoch again with "
+            "--reset-dataloader"
+        )
+    return batches // now
 
 
 @_repair

@@ -28,6 +28,7 @@ from fairseq.data import Dictionary, indexed_dataset
 from rt_plugin.tasks.glue_specs import BY_NAME, TASKS, GlueTask
 
 from . import commands, glue_download
+from .dictionaries import load_dictionary
 from .errors import UserError
 from .glue_readers import Example, read_examples
 from .model_folder import DICTIONARY_FILE
@@ -63,20 +64,6 @@ def read_glue_file(folder: Path) -> dict | None:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: {error}; prepare the data again with scripts/prepare_glue.py") from None
     return content
-
-
-def load_dictionary(path: Path) -> Dictionary:
-    """Read a fairseq dictionary.
-
-    Raises:
-        UserError: the file is missing or malformed.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected the dictionary that was made with the tokenizer")
-    try:
-        return Dictionary.load(str(path))
-    except Exception as error:  # fairseq raises a bare Exception for a wrong encoding
-        raise UserError(f"{path}: not a fairseq dictionary ({error}); expected '<symbol> <count>' lines") from None
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 from rt_plugin.tasks.glue_specs import GlueTask
 
 from .errors import UserError
-from .text import read_lines
+from .raw_text import read_lines
 
 
 @dataclass(frozen=True)

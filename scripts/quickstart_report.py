@@ -4,8 +4,12 @@ import collections
 import csv
 import json
 import re
-from collections.abc import Iterable
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # an uninstalled checkout works, too
+
+from rt_plugin.training_log import read_log
 
 COLUMNS = {  # key of a row -> heading and format
     "model": ("model", "{}"),
@@ -20,52 +24,7 @@ COLUMNS = {  # key of a row -> heading and format
     "pretraining_minutes": ("pretraining, minutes", "{:.1f}"),
     "finetuning_minutes": ("fine-tuning, minutes", "{:.1f}"),
 }
-_RECORD = re.compile(r"\| INFO \| (train|train_inner|valid) \| (\{.*\})\s*$")
 _PARAMETERS = re.compile(r"num\. shared model params: ([\d,]+)")
-# fairseq's names of what is kept of a record; "wall" counts all attempts of a training that was resumed
-_FIELDS = {
-    "num_updates": "update",
-    "loss": "loss",
-    "ppl": "perplexity",
-    "accuracy": "accuracy",
-    "ups": "updates_per_second",
-    "wall": "seconds",
-}
-
-
-def read_log(lines: Iterable[str]) -> list[dict]:
-    """The progress records in the lines of a fairseq log written with `--log-format json`.
-
-    Returns:
-        For each record `split` ("train", "valid", or "epoch" for the training data's mean over an epoch), `update` and,
-        where logged, `loss` (bits), `perplexity`, `accuracy` (0 to 1), `updates_per_second`, and `seconds` since the
-        training's first start. Lines that are no record, or half of one, are passed over.
-    """
-    records = []
-    for line in lines:
-        found = _RECORD.search(line)
-        if not found:
-            continue
-        kind, text = found.groups()
-        try:
-            record = _record(kind, json.loads(text))
-        except ValueError:  # half a line of a killed training
-            continue
-        if "loss" in record and "update" in record:
-            records.append(record)
-    return records
-
-
-def _record(kind: str, logged: dict) -> dict:
-    split = "valid" if kind == "valid" else "train"
-    logged = {name.removeprefix(f"{split}_"): value for name, value in logged.items()}
-    record = {new: float(logged[old]) for old, new in _FIELDS.items() if old in logged}
-    record["split"] = "epoch" if kind == "train" else split
-    if "update" in record:
-        record["update"] = int(record["update"])
-    if "masked" in logged and "accuracy" in record:  # rt_masked_lm logs per cent, rt_glue a fraction
-        record["accuracy"] /= 100
-    return record
 
 
 def read_training(path: Path) -> dict:

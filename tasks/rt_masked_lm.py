@@ -1,6 +1,5 @@
 """The masked-LM pretraining task: fairseq's, with errors that say what to do and a model folder that is complete."""
 
-import argparse
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from fairseq import utils
-from fairseq.data import BaseWrapperDataset, Dictionary, PrependTokenDataset, TokenBlockDataset, data_utils
+from fairseq.data import (
+    BaseWrapperDataset,
+    Dictionary,
+    PrependTokenDataset,
+    RightPadDataset,
+    SortDataset,
+    TokenBlockDataset,
+    data_utils,
+)
 from fairseq.data.shorten_dataset import maybe_shorten_dataset
 from fairseq.tasks import register_task
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
@@ -16,6 +23,8 @@ from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE, copy_files
 from rt_plugin.text import TextEncoder
+
+from .masking import MaskedDataset, Masker, Side
 
 
 @dataclass
@@ -81,13 +90,6 @@ class RtMaskedLMTask(MaskedLMTask):
             TextEncoder.load(self.data_folder).check_dictionary(
                 dictionary.symbols, str(self.data_folder / DICTIONARY_FILE)
             )
-        # where fairseq's whole-word masking looks for the tokenizer
-        self.args = argparse.Namespace(
-            bpe="sentencepiece",
-            sentencepiece_model=str(tokenizer),
-            sentencepiece_enable_sampling=False,
-            sentencepiece_alpha=None,
-        )
 
     @classmethod
     def load_dict(cls, cfg: RtMaskedLMConfig) -> Dictionary:
@@ -106,11 +108,37 @@ class RtMaskedLMTask(MaskedLMTask):
         """Load a split with its masks.
 
         Raises:
-            UserError: there is no such split, or whole words cannot be told without the tokenizer.
+            UserError: there is no such split, whole words cannot be told without the tokenizer, or an option of
+                masking is out of range.
         """
         if self.cfg.mask_whole_words and not (self.data_folder / TOKENIZER_FILE).is_file():
             raise UserError(f"--mask-whole-words needs the tokenizer: put {TOKENIZER_FILE} into {self.data_folder}")
-        super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
+        masker = self._masker()
+        blocks = self._load_dataset_split(split, epoch, combine)
+        masked = MaskedDataset(blocks, masker)
+        targets = RightPadDataset(Side(masked, 1), pad_idx=self.source_dictionary.pad())
+        with data_utils.numpy_seed(self.cfg.seed):
+            shuffled = np.random.permutation(len(blocks))
+        dataset = self._regular_dataset(Side(masked, 0), targets)
+        self.datasets[split] = SortDataset(dataset, sort_order=[shuffled, blocks.sizes])
+
+    def _masker(self) -> Masker:
+        cfg = self.cfg
+        for option in ("skip_masking", "d2v2_multi"):
+            if getattr(cfg, option):
+                raise UserError(f"--{option.replace('_', '-')} is for data2vec, not for rt_masked_lm; leave it out")
+        return Masker(
+            self.source_dictionary,
+            self.mask_idx,
+            seed=cfg.seed,
+            mask_prob=cfg.mask_prob,
+            leave_unmasked_prob=cfg.leave_unmasked_prob,
+            random_token_prob=cfg.random_token_prob,
+            freq_weighted_replacement=cfg.freq_weighted_replacement,
+            whole_words=cfg.mask_whole_words,
+            span_length=cfg.mask_multiple_length,
+            span_stdev=cfg.mask_stdev,
+        )
 
     def _load_dataset_split(self, split, epoch, combine):
         """The blocks of a split, `<s>` first, without masks; fairseq's own, but for sentences longer than a block."""

@@ -1,6 +1,7 @@
 """Each repair of fairseq: what works with it, and that the very same thing breaks without it."""
 
 import argparse
+import itertools
 import os
 import pickle
 import shutil
@@ -14,7 +15,8 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import TokenBlockDataset, data_utils
-from fairseq.dataclass.configs import CheckpointConfig
+from fairseq.data.iterators import EpochBatchIterator
+from fairseq.dataclass.configs import CheckpointConfig, FairseqConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.models import distributed_fairseq_model
@@ -306,3 +308,91 @@ def test_other_recurrence_than_the_checkpoint_is_refused(option, pretrained, dat
 def test_other_architecture_in_the_same_folder_is_named(pretrained, data_bin):
     arguments = (data_bin, *TRAINING, "--save-dir", pretrained, "--max-update", "9", "--encoder-embed-dim", "64")
     assert "its model differs from the one asked for" in user_error(run_command("fairseq-train", *arguments, ok=False))
+
+
+class Numbers(torch.utils.data.Dataset):
+    def __len__(self):
+        return 48
+
+    def __getitem__(self, index):
+        return index
+
+
+def read_numbers(processes, iterations=None, states=None, **options):
+    """What all processes read of an epoch of 24 batches, and their states afterwards."""
+    read, after = [], []
+    for rank in range(processes):
+        batches = [[2 * i, 2 * i + 1] for i in range(24)]
+        iterator = EpochBatchIterator(
+            Numbers(), list, batches, num_shards=processes, shard_id=rank, disable_shuffling=False, **options
+        )
+        if states:
+            iterator.load_state_dict(states[0])
+        epoch = iterator.next_epoch_itr()
+        read += [n for batch in itertools.islice(epoch, iterations) for n in batch]
+        after.append(iterator.state_dict())
+    return read, after
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+@pytest.mark.parametrize(("before", "iterations", "now"), [(2, 3, 1), (1, 4, 2), (2, 4, 4), (4, 3, 3), (3, 2, 3)])
+def test_process_count_on_resume(before, iterations, now):
+    def resume():
+        read, states = read_numbers(before, iterations)
+        rest, _ = read_numbers(now, states=states)
+        if sorted(read + rest) != list(range(48)):
+            raise AssertionError("lost or repeated")
+
+    if before == now:
+        return resume()
+    assert "lost or repeated" in str(with_and_without("process_count_on_resume", resume))
+
+
+def test_process_count_without_a_place_to_go_on_is_refused():
+    _, states = read_numbers(1, 3)
+    with pytest.raises(UserError, match=r"after 3 batches on 1 processes; 2 processes .* resume with 1 of them"):
+        read_numbers(2, states=states)
+    _, states = read_numbers(2, 2, grouped_shuffling=True)
+    with pytest.raises(UserError, match=r"with --grouped-shuffling\); resume with 2 of them"):
+        read_numbers(1, states=states, grouped_shuffling=True)
+
+
+def test_process_count_is_free_between_epochs():
+    _, states = read_numbers(3)
+    assert sorted(read_numbers(2, states=states)[0]) == list(range(48))
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "message"),
+    [
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, {}, "each would train by itself"),
+        (
+            {},
+            {"distributed_world_size": 2, "distributed_init_method": "tcp://localhost:1"},
+            "fairseq would start no process",
+        ),
+    ],
+)
+def test_launches_without_training(environment, options, message, monkeypatch):
+    cfg = OmegaConf.structured(FairseqConfig())
+    cfg.distributed_training.distributed_world_size = 1
+    cfg.distributed_training.update(options)
+    cfg.common.cpu = True
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    trained = []
+
+    def launch():
+        with pytest.raises(UserError, match=message):
+            distributed_utils.call_main(cfg, lambda cfg: trained.append(1))
+
+    assert "DID NOT RAISE" in str(with_and_without("launches_without_training", lambda: _as_exception(launch)))
+
+
+def _as_exception(action):
+    try:
+        action()
+    except pytest.fail.Exception as failure:  # is no Exception
+        raise AssertionError(str(failure)) from None

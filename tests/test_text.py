@@ -7,7 +7,7 @@ import pytest
 from fairseq.data import Dictionary
 from fairseq.tokenizer import tokenize_line
 
-from rt_plugin import text
+from rt_plugin import raw_text, text
 from rt_plugin.errors import UserError
 
 CORPUS = """The river rises in the hills, and it flows into the sea.
@@ -140,7 +140,7 @@ def test_encoded_file_keeps_lines_and_documents(encoder, corpus, tmp_path):
 def test_lines_end_at_newlines_only(tmp_path):
     path = tmp_path / "lines.txt"
     path.write_bytes("\ufeffa\u2028b\u0085c\r\n\nd".encode())
-    assert list(text.read_lines(path)) == ["a\u2028b\u0085c", "", "d"]
+    assert list(raw_text.read_lines(path)) == ["a\u2028b\u0085c", "", "d"]
 
 
 @pytest.mark.parametrize(

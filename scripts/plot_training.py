@@ -1,0 +1,134 @@
+#!/usr/bin/env python
+"""Draw the curves of several trainings against updates, tokens and hours, and tabulate where they ended.
+
+Example: python scripts/plot_training.py runs/mini runs/mini-alternate runs/mini-roberta --out runs/curves.png
+"""
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # an uninstalled checkout works, too
+
+from rt_plugin.errors import UserError
+from rt_plugin.training_log import read_log
+
+X_AXES = {"update": "updates", "tokens": "million tokens", "hours": "hours"}
+MEASURES = {"loss": "loss, bits per masked token", "perplexity": "perplexity", "accuracy": "accuracy"}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        help="a --save-dir of scripts/pretrain.py, or a log of fairseq-train",
+    )
+    parser.add_argument("--out", type=Path, default="training.png", help="PNG, SVG or PDF (default: %(default)s)")
+    parser.add_argument("--measure", choices=MEASURES, default="loss", help="default: %(default)s")
+    parser.add_argument("--labels", nargs="+", help="names of the runs (default: those of their folders)")
+    args = parser.parse_args()
+    if args.labels and len(args.labels) != len(args.runs):
+        parser.error(f"--labels: {len(args.labels)} for {len(args.runs)} runs")
+    return args
+
+
+def read_run(path: Path) -> list[dict]:
+    """A run's records in order, of one update and split the latest, with `tokens` (millions) and `hours` so far.
+
+    Raises:
+        UserError: there is no log, or no record in it.
+    """
+    log = path / "log.jsonl" if path.is_dir() else path
+    if not log.is_file():
+        raise UserError(f"{log}: no such file; give a --save-dir of scripts/pretrain.py, or a log")
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    records = [json.loads(line) for line in lines if line.endswith("}")] if log.suffix == ".jsonl" else read_log(lines)
+    latest = {(record["update"], record["split"]): record for record in records if record["split"] != "epoch"}
+    if not latest:
+        raise UserError(f"{log}: no record of an update in it; fairseq-train writes them with --log-format json")
+    return with_totals([latest[key] for key in sorted(latest)])
+
+
+def with_totals(records: list[dict]) -> list[dict]:
+    """Add `tokens` and `hours` to records in order: from the tokens an update, and from fairseq's clock, which counts
+    all attempts of a training; a validation has those of the update before."""
+    update = tokens = hours = 0
+    totals = []
+    for record in records:
+        if record["split"] == "train":
+            tokens += (record["update"] - update) * record.get("tokens_per_update", 0) / 1e6
+            hours = max(hours, record.get("seconds", 0) / 3600)
+            update = record["update"]
+        totals.append({**record, "tokens": tokens, "hours": hours})
+    return totals
+
+
+def plot(runs: dict[str, list[dict]], measure: str, path: Path) -> None:
+    """Training thin, validation with dots; one panel for each way to count effort."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(X_AXES), figsize=(5 * len(X_AXES), 4.2), sharey=True, layout="constrained")
+    for axes, (key, name) in zip(panels, X_AXES.items(), strict=True):
+        for i, (label, records) in enumerate(runs.items()):
+            for split, style in (("train", {"lw": 0.8, "alpha": 0.5}), ("valid", {"marker": ".", "label": label})):
+                chosen = [r for r in records if r["split"] == split and measure in r]
+                axes.plot([r[key] for r in chosen], [r[measure] for r in chosen], color=f"C{i}", **style)
+        axes.set_xlabel(name)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(MEASURES[measure])
+    panels[0].legend(title="dots: validation")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def table(runs: dict[str, list[dict]]) -> list[dict]:
+    """For each run where it is: updates, tokens, hours, last validation loss and perplexity."""
+    rows = []
+    for label, records in runs.items():
+        valid = [r for r in records if r["split"] == "valid"]
+        last = valid[-1] if valid else {}
+        rows.append(
+            {
+                "run": label,
+                "updates": records[-1]["update"],
+                "million_tokens": round(records[-1]["tokens"], 3),
+                "hours": round(records[-1]["hours"], 3),
+                "validation_update": last.get("update", ""),
+                "validation_loss_bits": last.get("loss", ""),
+                "validation_perplexity": last.get("perplexity", ""),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    args = parse_arguments()
+    labels = args.labels or [(path if path.is_dir() else path.resolve().parent).name for path in args.runs]
+    if len(set(labels)) < len(labels):
+        raise UserError(f"two runs are called {max(labels, key=labels.count)}; give them names with --labels")
+    runs = {label: read_run(path) for label, path in zip(labels, args.runs, strict=True)}
+    plot(runs, args.measure, args.out)
+    rows = table(runs)
+    with args.out.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
+    for row in (dict(zip(rows[0], rows[0], strict=True)), *rows):
+        print("  ".join(str(row[key]).ljust(width) for key, width in widths.items()).rstrip())
+    print(f"{args.out} and {args.out.with_suffix('.csv')}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"plot_training.py: error: {error}")

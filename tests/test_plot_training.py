@@ -1,0 +1,56 @@
+"""The curves and the table of several runs."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+
+from conftest import REPOSITORY
+
+
+def plot(*arguments):
+    command = [sys.executable, REPOSITORY / "scripts" / "plot_training.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def write_run(folder, loss):
+    """Two attempts: the first ended after update 30, the second went on from update 20."""
+    folder.mkdir()
+    updates = [10, 20, 30, 30, 40]
+    records = [
+        {"split": "train", "update": u, "loss": loss - u / 100, "tokens_per_update": 5e4, "seconds": 36.0 * u}
+        for u in updates
+    ]
+    records.insert(2, {"split": "valid", "update": 20, "loss": loss, "perplexity": 2**loss})
+    records.append({"split": "valid", "update": 40, "loss": loss - 1, "perplexity": 2 ** (loss - 1)})
+    lines = [json.dumps(record) for record in records]
+    (folder / "log.jsonl").write_text("\n".join([*lines, lines[0][:30]]))
+
+
+def test_curves_and_table_of_two_runs(tmp_path):
+    for name, loss in (("a", 9.0), ("b", 8.0)):
+        write_run(tmp_path / name, loss)
+    out = tmp_path / "plots" / "curves.png"
+    result = plot(tmp_path / "a", tmp_path / "b" / "log.jsonl", "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert out.read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader(out.with_suffix(".csv").open()))
+    assert [row["run"] for row in rows] == ["a", "b"]
+    assert [row["updates"] for row in rows] == ["40", "40"]
+    assert [float(row["million_tokens"]) for row in rows] == [2.0, 2.0]  # 40 updates of 50,000; none counted twice
+    assert [float(row["hours"]) for row in rows] == [0.4, 0.4]
+    assert [float(row["validation_loss_bits"]) for row in rows] == [8.0, 7.0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "no such file"), ("no record\n", "no record of an update in it")]
+)
+def test_logs_that_cannot_be_read_are_named(content, message, tmp_path):
+    log = tmp_path / "train.log"
+    if content:
+        log.write_text(content)
+    result = plot(log)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"plot_training.py: error: {log}: {message}")
