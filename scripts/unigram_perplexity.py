@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """The perplexity of a data set's validation text under a unigram model: what is reached by knowing word counts only.
 
-The same blocks as in pretraining, <s> and </s> included, since a masked LM is scored on these, too. Probabilities come
-from counts over the training blocks, plus one for each symbol of the dictionary; perplexity is 2 to the mean negative
-base-2 logarithm over all tokens of the validation blocks. Prints (and with --out writes) one JSON object.
+The same blocks as in pretraining and the same tokens: all that can be masked, which <s>, </s> and <pad> cannot.
+Probabilities come from counts over the training blocks, plus one for each symbol that can be masked; perplexity is 2 to
+the mean negative base-2 logarithm over those tokens of the validation blocks. Prints (and with --out writes) one JSON
+object.
 
 Example: python scripts/unigram_perplexity.py runs/quickstart-tiny/data-bin --tokens-per-sample 128
 """
@@ -32,11 +33,12 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def token_counts(task: RtMaskedLMTask, split: str) -> np.ndarray:
-    """(symbols,) int64: how often each symbol occurs in the blocks of a split, before anything is masked."""
-    counts = np.zeros(len(task.source_dictionary), dtype=np.int64)
+    """(symbols,) int64: how often each symbol that can be masked occurs in the blocks of a split."""
+    dictionary = task.source_dictionary
+    counts = np.zeros(len(dictionary), dtype=np.int64)
     for block in task._load_dataset_split(split, epoch=1, combine=False):
         counts += np.bincount(block.numpy(), minlength=len(counts))
-    return counts
+    return np.delete(counts, [dictionary.bos(), dictionary.pad(), dictionary.eos()])
 
 
 def unigram_bits(train_counts: np.ndarray, valid_counts: np.ndarray) -> float:
