@@ -22,13 +22,12 @@ import os
 import platform
 import random
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from . import text
+from . import commands, text
 from ._version import __version__
 from .corpus import Layout, Parts, count_documents, encode_stream, explained_write_errors
 from .corpus_encoders import GPT2_FILES, TOKENIZER_FILES, gpt2_dictionary, load_line_encoder
@@ -381,13 +380,8 @@ def format_counts(manifest: dict) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     args = parse_arguments(argv)
-    try:
-        manifest = prepare(args, lambda line: print(line, file=sys.stderr, flush=True))
-    except UserError as error:
-        print(f"prepare_corpus.py: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("prepare_corpus.py: interrupted; the same command continues", file=sys.stderr)
-        return 130
-    print(format_counts(manifest))
-    return 0
+    return commands.run(
+        "prepare_corpus.py",
+        lambda: print(format_counts(prepare(args, commands.report))),
+        "interrupted; the same command continues",
+    )

@@ -11,13 +11,13 @@ import io
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from . import commands
 from .errors import UserError
 from .files import replacing
 from .model_folder import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE
@@ -322,7 +322,7 @@ def encode_file(
         UserError: see `read_lines`; or the target cannot be written.
     """
     counts = EncodingCounts()
-    lines = _with_progress(read_lines(source), Path(source), report or _print_to_stderr)
+    lines = _with_progress(read_lines(source), Path(source), report or commands.report)
     with _replacing(Path(target)) as file:
         for line in _encode_lines(encoder, lines, counts):
             file.write(f"{line}\n".encode())
@@ -357,10 +357,6 @@ def _with_progress(lines: Iterable[str], source: Path, report: Callable[[str], N
                 share = min(1.0, done / max(1, source.stat().st_size))
                 report(f"{source}: {share:.0%} encoded, about {(now - started) * (1 / share - 1):.0f} s left")
             reported = now
-
-
-def _print_to_stderr(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
