@@ -53,6 +53,7 @@ def _register_with_fairseq() -> None:
 
 
 if not (Path(__file__).parent / "tasks").is_dir():
-    sys.meta_path.append(_CheckoutFinder)
+    # first, so that another checkout's editable install does not mix its own with this one's
+    sys.meta_path.insert(0, _CheckoutFinder)
 if importlib.util.find_spec("fairseq") is not None:
     _register_with_fairseq()

@@ -16,7 +16,6 @@ import functools
 import json
 import os
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +27,7 @@ from fairseq.data import Dictionary, indexed_dataset
 
 from rt_plugin.tasks.glue_specs import BY_NAME, TASKS, GlueTask
 
+from . import commands, glue_download
 from .dictionaries import load_dictionary
 from .errors import UserError
 from .glue_readers import Example, read_examples
@@ -357,33 +357,34 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--skip-broken-rows", action="store_true", help="report and leave out broken rows instead of stopping"
     )
+    parser.add_argument("--download", action="store_true", help="first fetch the official files that GLUE_DIR lacks")
+    parser.add_argument(
+        "--urls",
+        type=Path,
+        metavar="JSON",
+        help='with --download: {"TASK": {"url": ..., "sha256": ...}}, your own addresses',
+    )
     return parser.parse_args(argv)
 
 
 def prepare(args: argparse.Namespace) -> None:
     """Prepare the tasks that the command line asks for and print the table of counts."""
     tools = TextTools.load(args.model)
+    if args.download:
+        sources = glue_download.read_sources(args.urls)
+        glue_download.download(args.tasks, args.glue_dir, sources, commands.report)
     # all files are found before the first is read, so that a missing one does not show after minutes
     jobs = [
         (task, source_files(task, folder, args.subsets)) for task, folder in chosen_tasks(args.tasks, args.glue_dir)
     ]
     counts = {
-        task.name: prepare_task(task, files, args.out, tools, _print_to_stderr, args.skip_broken_rows)
+        task.name: prepare_task(task, files, args.out, tools, commands.report, args.skip_broken_rows)
         for task, files in jobs
     }
     print(format_table(counts))
 
 
-def _print_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     args = parse_arguments(argv)
-    try:
-        prepare(args)
-    except UserError as error:
-        print(f"prepare_glue.py: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return commands.run("prepare_glue.py", lambda: prepare(args))

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 
+from . import commands
 from .errors import UserError
 from .files import replacing
 from .model_folder import DICTIONARY_FILE
@@ -261,8 +262,8 @@ def refuse_wrong_launch(args: argparse.Namespace) -> None:
             )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Do what the command line asks for; returns the exit status.
+def run(args: argparse.Namespace) -> None:
+    """Do what the command line asks for.
 
     Raises:
         UserError: an option or the data are wrong, or training stopped with an error.
@@ -274,14 +275,15 @@ def run(args: argparse.Namespace) -> int:
     command = launch_command(args, devices, fairseq_options(args, recipe, devices))
     print(describe(recipe, devices, command), flush=True)
     if args.print_only:
-        return 0
+        return
     if args.dry_run:
-        return dry_run(args, recipe, command)
+        dry_run(args, recipe, command)
+        return
     try:
         with _own_folder(args.save_dir, args.node_rank) as lock:
             with replacing(args.save_dir / "command.txt") as file:
                 file.write(f"{shlex.join(command)}\n".encode())
-            return train(command, recipe, args.save_dir, lock)
+            train(command, recipe, args.save_dir, lock)
     except OSError as error:
         raise UserError(f"--save-dir {args.save_dir}: cannot be written ({error.strerror or error})") from None
 
@@ -310,7 +312,7 @@ def describe(recipe: Recipe, devices: Devices, command: list[str]) -> str:
     )
 
 
-def dry_run(args: argparse.Namespace, recipe: Recipe, command: list[str]) -> int:
+def dry_run(args: argparse.Namespace, recipe: Recipe, command: list[str]) -> None:
     """Train a few updates on every process, save nothing, and tell how long the whole will take."""
     with tempfile.TemporaryDirectory() as folder:
         last = ("--max-update", str(_DRY_RUN_UPDATES), "--log-interval", "1", "--no-save", "--disable-validation")
@@ -324,17 +326,15 @@ def dry_run(args: argparse.Namespace, recipe: Recipe, command: list[str]) -> int
         f"dry run: {_DRY_RUN_UPDATES} updates of {tokens:,.0f} tokens, {speeds[-1]:.3g} updates/s; "
         f"{recipe.updates:,} updates will take about {_duration(hours * 3600)}, without validation"
     )
-    return 0
 
 
-def train(command: list[str], recipe: Recipe, save_dir: Path, lock: int) -> int:
+def train(command: list[str], recipe: Recipe, save_dir: Path, lock: int) -> None:
     """Run the command, which gets the open file `lock`; log and report what it says."""
     with (save_dir / "log.jsonl").open("a", encoding="utf-8") as log:
         for record in _records(command, save_dir / "train.log", lock):
             log.write(json.dumps(record) + "\n")
             log.flush()
             print(progress_line(record, recipe.updates), flush=True)
-    return 0
 
 
 def progress_line(record: dict, updates: int) -> str:
@@ -410,12 +410,4 @@ def _started(command: list[str], lock: int | None) -> Iterator[subprocess.Popen]
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     args = parse_arguments(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the processes, as Ctrl-C does
-    try:
-        return run(args)
-    except UserError as error:
-        print(f"rt-pretrain: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("rt-pretrain: interrupted; the same command resumes", file=sys.stderr)
-        return 130
+    return commands.run("rt-pretrain", lambda: run(args), "interrupted; the same command resumes")

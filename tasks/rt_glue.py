@@ -105,6 +105,7 @@ class RtGlueTask(FairseqTask):
         self._collected = glue_metrics.CollectedOutputs()
         self._evaluated_split: str | None = None
         self._metrics_file: Path | None = None
+        self._epoch: int | None = None
         # fairseq-train reduces after every batch and ends with post_validate; fairseq-validate reduces once
         self._is_training = False
 
@@ -248,6 +249,7 @@ class RtGlueTask(FairseqTask):
 
     def begin_valid_epoch(self, epoch: int, model) -> None:
         self._is_training = True
+        self._epoch = epoch
         self._collected.clear()
 
     def reduce_metrics(self, logging_outputs: list[dict], criterion) -> None:
@@ -300,11 +302,18 @@ class RtGlueTask(FairseqTask):
 
     def _append_metrics(self, stats: dict, values: dict[str, float]) -> None:
         """One JSON line in the model folder: fairseq's own log rounds to six digits."""
-        line = {"split": self._evaluated_split, "updates": stats.get("num_updates"), "loss": float(stats["loss"])}
+        if self._metrics_file is None:
+            return
+        line = {
+            "split": self._evaluated_split,
+            "epoch": self._epoch,
+            "updates": stats.get("num_updates"),
+            "train_loss": metrics.get_smoothed_value("train", "loss"),  # the mean over the epoch so far
+            "loss": float(stats["loss"]),
+        }
         line |= {name: None if math.isnan(value) else value for name, value in values.items()}
-        if self._metrics_file is not None:
-            with self._metrics_file.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+        with self._metrics_file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def _log_metric(name: str, value: float) -> None:

@@ -28,12 +28,16 @@ TRAINING = (
 )
 
 
+# One thread: tests run side by side, and the last bits of a training depend on the number of threads.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
 def run_command(name, *arguments, cwd=REPOSITORY, ok=True, **environment):
     """Run one of the environment's commands; returns the completed process, with stdout and stderr as text."""
     result = subprocess.run(
         [Path(sys.executable).parent / name, *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**ENVIRONMENT, **environment},
         capture_output=True,
         text=True,
         timeout=300,
@@ -50,6 +54,48 @@ def user_error(result) -> str:
     last = result.stderr.rstrip().splitlines()[-1]
     assert last.startswith("rt_plugin: error: "), result.stderr[-2000:]
     return last
+
+
+def sample_rows(split: str, count: int) -> list[list[str]]:
+    """Header and `count` rows (index, question, sentence, label) of the shipped QNLI sample; split: train or dev."""
+    lines = (SAMPLE / "QNLI" / f"{split}.tsv").read_text(encoding="utf-8").splitlines()
+    return [line.split("\t") for line in lines[: count + 1]]
+
+
+def write_tsv(path: Path, rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def prepare_glue(glue_dir: Path, model: Path, task: str) -> Path:
+    """Prepare one task in GLUE_DIR/out; returns its folder."""
+    from rt_plugin import glue_data
+
+    assert glue_data.main([str(glue_dir), str(glue_dir / "out"), "--model", str(model), "--tasks", task]) == 0
+    return glue_dir / "out" / task
+
+
+@pytest.fixture(scope="session")
+def glue_dir(tokenizer_folder, tmp_path_factory):
+    """Official layouts over pairs of the QNLI sample: QNLI, STS-B and MNLI with train, dev and test sets; and, prepared
+    in the folder `out`, the same."""
+    folder = tmp_path_factory.mktemp("glue")
+    names = ("entailment", "neutral", "contradiction")
+    for split, count in (("train", 64), ("dev", 30), ("test", 20)):
+        header, *rows = sample_rows("train" if split == "train" else "dev", count)
+        labelled = split != "test"
+        write_tsv(folder / "QNLI" / f"{split}.tsv", [row[: 3 + labelled] for row in (header, *rows)])
+        scores = [(row[1], row[2], f"{i % 6}.0") for i, row in enumerate(rows)]
+        header = ("sentence1", "sentence2", "score")
+        write_tsv(folder / "STS-B" / f"{split}.tsv", [row[: 2 + labelled] for row in (header, *scores)])
+        labels = [(row[1], row[2], names[i % 3]) for i, row in enumerate(rows)]
+        header = ("sentence1", "sentence2", "gold_label")
+        for suffix in [""] if split == "train" else ["_matched", "_mismatched"]:
+            part = labels[10:] if suffix == "_mismatched" else labels
+            write_tsv(folder / "MNLI" / f"{split}{suffix}.tsv", [row[: 2 + labelled] for row in (header, *part)])
+    for task in ("QNLI", "STS-B", "MNLI"):
+        prepare_glue(folder, tokenizer_folder, task)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from fairseq.data import BaseWrapperDataset
 
-from conftest import REPOSITORY, TRAINING, run_command, user_error
+from conftest import ENVIRONMENT, REPOSITORY, TRAINING, run_command, user_error
 from rt_plugin.tasks.rt_masked_lm import SplitSentencesDataset
 
 
@@ -47,7 +47,7 @@ def test_interrupted_training_ends_with_the_same_weights(data_bin, tmp_path):
     undisturbed = run_command("fairseq-train", *options, "--save-dir", tmp_path / "undisturbed")
     command = [Path(sys.executable).parent / "fairseq-train", *options, "--save-dir", tmp_path / "killed"]
     process = subprocess.Popen(
-        [*map(str, command)], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*map(str, command)], cwd=REPOSITORY, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     checkpoint, deadline = tmp_path / "killed" / "checkpoint_last.pt", time.monotonic() + 120
     while not checkpoint.exists() and time.monotonic() < deadline and process.poll() is None:
@@ -172,6 +172,7 @@ def test_full_disk_while_saving_keeps_the_old_checkpoint(pretrained, data_bin, t
     result = subprocess.run(
         [*map(str, command), "--max-update", "9", "--disable-validation"],
         cwd=REPOSITORY,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=300,

@@ -17,7 +17,7 @@ import torch
 from fairseq import checkpoint_utils
 from scipy import stats as scipy_stats
 
-from conftest import REPOSITORY, SAMPLE, run_command, user_error
+from conftest import REPOSITORY, prepare_glue, run_command, sample_rows, user_error
 from rt_plugin import glue_data
 from rt_plugin.errors import UserError
 from rt_plugin.glue_dataset import cut_lengths
@@ -28,19 +28,9 @@ FINE_TUNING = (
     *("--user-dir", "rt_plugin", "--task", "rt_glue", "--criterion", "rt_glue", "--arch", "recurrent_roberta_tiny"),
     *("--cpu", "--optimizer", "adam", "--lr", "1e-3", "--batch-size", "16", "--num-workers", "0"),
     *("--best-checkpoint-metric", "score", "--maximize-best-checkpoint-metric", "--no-epoch-checkpoints"),
-    *("--save-interval-updates", "4", "--log-format", "json"),
+    *("--save-interval-updates", "4", "--log-format", "json", "--required-batch-size-multiple", "1"),
 )
 DEV_ROWS = 61  # no multiple of a batch: fairseq's own batching would leave rows out
-
-
-def sample_rows(split: str, count: int) -> list[list[str]]:
-    lines = (SAMPLE / "QNLI" / f"{split}.tsv").read_text(encoding="utf-8").splitlines()
-    return [line.split("\t") for line in lines[: count + 1]]
-
-
-def prepare(glue_dir: Path, model: Path, task: str) -> Path:
-    assert glue_data.main([str(glue_dir), str(glue_dir / "out"), "--model", str(model), "--tasks", task]) == 0
-    return glue_dir / "out" / task
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +41,7 @@ def qnli(tokenizer_folder, tmp_path_factory):
     for split, count in (("train", 121), ("dev", DEV_ROWS)):
         text = "".join("\t".join(row) + "\n" for row in sample_rows(split, count))
         (glue_dir / "QNLI" / f"{split}.tsv").write_text(text, encoding="utf-8")
-    return prepare(glue_dir, tokenizer_folder, "QNLI")
+    return prepare_glue(glue_dir, tokenizer_folder, "QNLI")
 
 
 @pytest.fixture(scope="session")
@@ -198,7 +188,7 @@ def sts_b(tokenizer_folder, tmp_path_factory):
         rows = [row for row in rows if float(row[2]) <= 5]
         text = "".join("\t".join(row) + "\n" for row in [("sentence1", "sentence2", "score"), *rows])
         (glue_dir / "STS-B" / f"{split}.tsv").write_text(text, encoding="utf-8")
-    return prepare(glue_dir, tokenizer_folder, "STS-B")
+    return prepare_glue(glue_dir, tokenizer_folder, "STS-B")
 
 
 def test_regression(sts_b, pretrained, tmp_path):
