@@ -28,7 +28,7 @@ from .glue_data import TextTools, source_folder
 from .glue_dataset import GlueDataset
 from .glue_readers import Example, read_examples
 from .model_folder import DICTIONARY_FILE
-from .text import read_lines
+from .raw_text import read_lines
 
 BATCH_SIZE = 64
 _SECONDS_BETWEEN_PROGRESS = 5.0

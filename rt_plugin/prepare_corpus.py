@@ -56,7 +56,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--test", nargs="+", type=Path, default=[], metavar="TEXT", help="test text")
     parser.add_argument(
         "--valid-documents",
-        type=_positive,
+        type=commands.positive,
         metavar="N",
         help="instead of --valid: hold out this many whole documents, drawn at random",
     )
@@ -66,9 +66,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default="blocks",
         help="a document is a block of lines between blank lines, or each line (default: %(default)s)",
     )
-    parser.add_argument("--shards", type=_positive, default=1, help="folders of training data (default: %(default)s)")
     parser.add_argument(
-        "--workers", type=_positive, default=os.cpu_count(), help="processes (default: %(default)s, one a core)"
+        "--shards", type=commands.positive, default=1, help="folders of training data (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=commands.positive, default=os.cpu_count(), help="processes (default: %(default)s, one a core)"
     )
     parser.add_argument("--seed", type=int, default=1, help="of what is drawn at random (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="delete what an earlier run left in FOLDER; start over")
@@ -81,7 +83,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _add_tokenizer_arguments(group: argparse._ArgumentGroup) -> None:
     source = group.add_mutually_exclusive_group(required=True)
-    source.add_argument("--vocab-size", type=_positive, metavar="N", help="train sentencepiece with this many pieces")
+    source.add_argument(
+        "--vocab-size", type=commands.positive, metavar="N", help="train sentencepiece with this many pieces"
+    )
     source.add_argument("--tokenizer", type=Path, help="a sentencepiece model, or a folder with one, to be used")
     source.add_argument("--gpt2-bpe", nargs=2, type=Path, metavar=("ENCODER_JSON", "VOCAB_BPE"), help="use GPT-2 BPE")
     group.add_argument(
@@ -104,13 +108,6 @@ def _add_tokenizer_arguments(group: argparse._ArgumentGroup) -> None:
         default=5_000_000,
         help="train the tokenizer on a random sample of this many lines, 0 for all (default: %(default)s)",
     )
-
-
-def _positive(value: str) -> int:
-    number = int(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{value}: expected a whole number, at least 1")
-    return number
 
 
 def prepare(args: argparse.Namespace, report: Callable[[str], None]) -> dict:
