@@ -21,6 +21,7 @@ from benchmark_op import (
     add_clock,
     describe,
     drop_failing,
+    import_pyplot,
     interleaved,
     keep_freed_memory,
     memory_mib,
@@ -145,17 +146,9 @@ def measure(args, what: str, width: int, dtype_name: str, candidates: dict) -> l
 
 
 def plot(rows: list[dict], file: Path, title: str) -> None:
-    try:
-        import matplotlib
-    except ImportError:
-        print("no bar chart: matplotlib is not installed")
+    pyplot = import_pyplot()
+    if pyplot is None:
         return
-    import logging
-
-    matplotlib.use("Agg")
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq turns everything up
-    from matplotlib import pyplot
-
     shown = [r for r in rows if "plain PyTorch" not in r["candidate"]]
     labels = [f"{r['what']}, d={r['width']}, {r['dtype']}: {r['candidate']}" for r in shown]
     figure, axes = pyplot.subplots(figsize=(9, 1 + 0.28 * len(shown)), layout="constrained")

@@ -248,16 +248,24 @@ def write_csv(rows: list[dict], file: Path, columns=COLUMNS) -> None:
         writer.writerows(rows)
 
 
-def plot(rows: list[dict], file: Path, title: str) -> None:
+def import_pyplot():
+    """matplotlib's pyplot, for files only; None, and a line that says so, where it is not installed."""
     try:
         import matplotlib
     except ImportError:
         print("no bar chart: matplotlib is not installed")
-        return
+        return None
     matplotlib.use("Agg")
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq turns everything up
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def plot(rows: list[dict], file: Path, title: str) -> None:
+    pyplot = import_pyplot()
+    if pyplot is None:
+        return
     groups = list(dict.fromkeys((r["shape"], r["dtype"], r["pass"]) for r in rows))
     names = list(dict.fromkeys(r["candidate"] for r in rows))
     figure, axes = pyplot.subplots(figsize=(max(8, 1.6 * len(groups)), 5), layout="constrained")
