@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import shutil
+import sys
 import time
 import types
 import warnings
@@ -26,6 +27,8 @@ from fairseq.data.iterators import EpochBatchIterator
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.models import distributed_fairseq_model
+from fairseq.nan_detector import NanDetector
+from fairseq.optim.fp16_optimizer import _FP16OptimizerMixin
 from fairseq.trainer import Trainer
 
 from .errors import UserError
@@ -173,15 +176,24 @@ def _set_half_precision_flags(cfg) -> None:
 @_repair
 def launches_without_training(patches: Patches) -> None:
     """Two launches on a CPU go wrong without a word: torchrun without a world size, where every process trains by
-    itself, all into one folder; and a world size without --distributed-no-spawn, where no process is started."""
-    call_main = distributed_utils.call_main
+    itself, all into one folder; and a world size without --distributed-no-spawn, where no process is started.
+
+    The second place is fairseq-hydra-train's, which imports the plugin after call_main: too late for the second launch.
+    """
+    call_main, init_trainer = distributed_utils.call_main, Trainer.__init__
 
     @functools.wraps(call_main)
     def call_main_if_it_trains(cfg, main, **kwargs):
         refuse_useless_launch(cfg.distributed_training)
         return call_main(cfg, main, **kwargs)
 
+    @functools.wraps(init_trainer)
+    def init_trainer_if_it_trains(self, cfg, *args, **kwargs):
+        refuse_useless_launch(cfg.distributed_training)
+        init_trainer(self, cfg, *args, **kwargs)
+
     patches.set(distributed_utils, "call_main", call_main_if_it_trains)
+    patches.set(Trainer, "__init__", init_trainer_if_it_trains)
 
 
 def refuse_useless_launch(cfg) -> None:
@@ -205,6 +217,129 @@ def refuse_useless_launch(cfg) -> None:
             f"--distributed-world-size {cfg.distributed_world_size} without a GPU: fairseq would start no process and "
             "train nothing; use scripts/pretrain.py --processes, or see docs/pretraining.md for the options"
         )
+
+
+@_repair
+def fully_sharded_without_means(patches: Patches) -> None:
+    """`--ddp-backend fully_sharded` needs fairscale, and GPUs: without them it ends in a traceback, sooner or later."""
+    train = sys.modules.get("fairseq_cli.train")  # all commands that train have imported it
+    if train is None:
+        return
+    fsdp_enable_wrap = train.fsdp_enable_wrap
+
+    @functools.wraps(fsdp_enable_wrap)
+    def enable_wrap_where_possible(cfg):
+        missing = [] if torch.cuda.is_available() else ["a GPU"]
+        missing += [] if importlib.util.find_spec("fairscale") else ["the package fairscale (pip install fairscale)"]
+        if missing:
+            raise UserError(
+                f"--ddp-backend fully_sharded needs {' and '.join(missing)}, not found here; leave the option out: "
+                "--memory-efficient-fp16, --checkpoint-activations and --update-freq save memory everywhere"
+            )
+        return fsdp_enable_wrap(cfg)
+
+    patches.set(train, "fsdp_enable_wrap", enable_wrap_where_possible)
+
+
+@_repair
+def training_that_diverges(patches: Patches) -> None:
+    """Where gradients are not finite, fairseq looks for the layer that made them so; with torch's hooks of today the
+    search ends in a StopIteration that hides what happened. The line says at which update it was, and what to do."""
+    train_step = Trainer.train_step
+
+    def add_hooks(self, module):
+        def watch(module, inputs, output):
+            self.fhook_fn(module, inputs, output)
+            for tensor in output if isinstance(output, (tuple, list)) else [output]:
+                if torch.is_tensor(tensor) and tensor.requires_grad:
+                    tensor.register_hook(lambda gradient: self.bhook_fn(module, (), gradient))
+
+        self.fhooks.append(module.register_forward_hook(watch))
+
+    @functools.wraps(train_step)
+    def train_step_with_update(self, *args, **kwargs):
+        try:
+            return train_step(self, *args, **kwargs)
+        except FloatingPointError as error:
+            if "inconsistent between workers" in str(error):  # not a matter of size
+                raise
+            raise UserError(
+                f"update {self.get_num_updates() + 1}: {_first_line(error)} (the log above names the layer where "
+                f"it began, if a second pass found it); {_what_diverged_training_can_do(self.cfg.checkpoint.save_dir)}"
+            ) from error
+
+    patches.set(NanDetector, "add_hooks", add_hooks)
+    patches.set(Trainer, "train_step", train_step_with_update)
+
+
+def _what_diverged_training_can_do(folder: str) -> str:
+    names = sorted(path.name for path in Path(folder).glob("checkpoint*.pt"))  # crash.pt is what diverged
+    saved = f"resume from the checkpoints of before ({', '.join(names)} in {folder})" if names else "start again"
+    return f"{saved} with a lower --lr, a longer --warmup-updates, --clip-norm 1, or --bf16 instead of --fp16"
+
+
+@_repair
+def overflow_on_cpu(patches: Patches) -> None:
+    """After an overflow in half precision fairseq lowers the loss scale, skips the update, and asks for a CUDA tensor:
+    on a CPU training ends there."""
+    train_step = Trainer.train_step
+
+    @functools.wraps(train_step)
+    def train_step_on_any_device(self, *args, **kwargs):
+        try:
+            return train_step(self, *args, **kwargs)
+        except (AssertionError, RuntimeError) as error:
+            if self.cuda or not isinstance(error.__context__, OverflowError):
+                raise
+            self.zero_grad()
+            return None
+
+    patches.set(Trainer, "train_step", train_step_on_any_device)
+
+
+@_repair
+def no_checkpoint_of_broken_weights(patches: Patches) -> None:
+    """Weights that are not finite would take the place of the last good checkpoint."""
+    save_checkpoint = Trainer.save_checkpoint
+
+    @functools.wraps(save_checkpoint)
+    def save_finite_checkpoint(self, filename, extra_state):
+        broken = [n for n, p in self.get_model().named_parameters() if not torch.isfinite(p).all()]
+        if broken and os.path.basename(filename) != "crash.pt":
+            raise UserError(
+                f"update {self.get_num_updates()}: {len(broken)} weights are not finite ({broken[0]} is the first), so "
+                f"{os.path.basename(filename)} is not written; "
+                f"{_what_diverged_training_can_do(os.path.dirname(filename))}"
+            )
+        return save_checkpoint(self, filename, extra_state)
+
+    patches.set(Trainer, "save_checkpoint", save_finite_checkpoint)
+
+
+@_repair
+def full_precision_weights_on_resume(patches: Patches) -> None:
+    """With --fp16 and --bf16 the optimizer updates a copy of the weights in full precision, but checkpoints hold the
+    rounded ones alone: a resumed training goes another way. The copy is saved with the optimizer's state."""
+    state_dict, load_state_dict = _FP16OptimizerMixin.state_dict, _FP16OptimizerMixin.load_state_dict
+
+    def full_precision(optimizer) -> list[torch.Tensor]:
+        weights = optimizer.fp32_params
+        weights = weights.values() if isinstance(weights, dict) else [weights] if torch.is_tensor(weights) else weights
+        return [weight.detach() for weight in weights]
+
+    @functools.wraps(state_dict)
+    def state_with_weights(self):
+        return {**state_dict(self), "fp32_params": full_precision(self)}
+
+    @functools.wraps(load_state_dict)
+    def load_state_with_weights(self, state, optimizer_overrides=None):
+        saved = state.get("fp32_params", [])  # checkpoints of fairseq itself have none
+        load_state_dict(self, {k: v for k, v in state.items() if k != "fp32_params"}, optimizer_overrides)
+        for weight, value in zip(full_precision(self), saved, strict=bool(saved)):
+            weight.copy_(value)
+
+    patches.set(_FP16OptimizerMixin, "state_dict", state_with_weights)
+    patches.set(_FP16OptimizerMixin, "load_state_dict", load_state_with_weights)
 
 
 @_repair

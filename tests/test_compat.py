@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from fairseq.dataclass.configs import CheckpointConfig, FairseqConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.models import distributed_fairseq_model
+from fairseq.tasks import FairseqTask
+from fairseq.trainer import Trainer
+from fairseq_cli import train as train_command
 from omegaconf import OmegaConf
 
 from conftest import REPOSITORY, TRAINING, run_command, user_error
@@ -391,8 +395,107 @@ def test_launches_without_training(environment, options, message, monkeypatch):
     assert "DID NOT RAISE" in str(with_and_without("launches_without_training", lambda: _as_exception(launch)))
 
 
+def test_a_hydra_launch_is_checked_when_the_trainer_is_made(monkeypatch):
+    """fairseq-hydra-train has called call_main before it imports the plugin."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(UserError, match="each would train by itself"):
+        Trainer(OmegaConf.structured(FairseqConfig()), None, None, None)
+
+
 def _as_exception(action):
     try:
         action()
     except pytest.fail.Exception as failure:  # is no Exception
         raise AssertionError(str(failure)) from None
+
+
+@pytest.fixture
+def train_here(data_bin, monkeypatch, tmp_path):
+    """fairseq-train in this process, where repairs can be taken back; returns the folder of the checkpoints."""
+    number = itertools.count()
+
+    def train(*options, save_dir=None):
+        save_dir = save_dir or tmp_path / f"run{next(number)}"
+        words = ["fairseq-train", data_bin, *TRAINING[2:], "--save-dir", save_dir, "--disable-validation", *options]
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        train_command.cli_main()
+        return save_dir
+
+    return train
+
+
+def test_training_that_diverges(train_here, tmp_path):
+    """The update is named, and the checkpoint before it is still there; without the repair a StopIteration hides it."""
+
+    def diverge():
+        folder = tmp_path / f"{time.monotonic_ns()}"
+        options = ("--lr", "1e12", "--warmup-updates", "1", "--save-interval-updates", "1")
+        message = r"gradients are Nan/Inf .*resume from the checkpoints of before \(checkpoint_1_1.pt, checkpoint_1"
+        with pytest.raises(UserError, match=message) as caught:
+            train_here(*options, save_dir=folder)
+        state = torch.load(folder / "checkpoint_last.pt", weights_only=True)
+        assert str(caught.value).startswith(f"update {state['optimizer_history'][-1]['num_updates'] + 1}: ")
+        assert all(torch.isfinite(weight).all() for weight in state["model"].values())
+
+    assert isinstance(with_and_without("training_that_diverges", diverge), StopIteration)
+
+
+def test_overflow_on_cpu(train_here):
+    """The scale is lowered until gradients fit, and training goes on."""
+
+    def train():
+        folder = train_here("--fp16", "--fp16-init-scale", 2**24, "--max-update", "2")
+        state = torch.load(folder / "checkpoint_last.pt", weights_only=True)
+        assert state["last_optimizer_state"]["loss_scale"] < 2**24
+        assert state["optimizer_history"][-1]["num_updates"] == 2
+
+    assert "CUDA" in str(with_and_without("overflow_on_cpu", train))
+
+
+def test_no_checkpoint_of_broken_weights(train_here, monkeypatch):
+    """As after an update that overflowed the weights themselves, right before a checkpoint is due."""
+    optimizer_step = FairseqTask.optimizer_step
+
+    def break_weights_at_4(self, optimizer, model, update_num):
+        optimizer_step(self, optimizer, model, update_num)
+        if update_num == 3:
+            model.encoder.lm_head.bias.data[3] = float("nan")
+
+    monkeypatch.setattr(FairseqTask, "optimizer_step", break_weights_at_4)
+    message = (
+        r"^update 4: 1 weights are not finite \(encoder.lm_head.bias .* checkpoint_1_4.pt is not .*\(checkpoint_1_2"
+    )
+
+    def train():
+        with pytest.raises(UserError, match=message):
+            train_here("--max-update", "4", "--save-interval-updates", "2")
+
+    assert "DID NOT RAISE" in str(with_and_without("no_checkpoint_of_broken_weights", lambda: _as_exception(train)))
+
+
+@pytest.mark.parametrize("precision", ["--fp16", "--bf16"])
+def test_full_precision_weights_on_resume(train_here, precision):
+    """Three updates, an interruption and three more give the weights of six."""
+
+    def train():
+        options = ("--fp16-init-scale", "4", precision, "--max-update")
+        through, resumed = train_here(*options, "6"), train_here(*options, "3")
+        train_here(*options, "6", save_dir=resumed)
+        a, b = (torch.load(folder / "checkpoint_last.pt", weights_only=True) for folder in (through, resumed))
+        assert [name for name in a["model"] if not torch.equal(a["model"][name], b["model"][name])] == []
+        copies = zip(a["last_optimizer_state"]["fp32_params"], b["last_optimizer_state"]["fp32_params"], strict=True)
+        assert all(torch.equal(x, y) for x, y in copies)
+
+    assert isinstance(with_and_without("full_precision_weights_on_resume", train), AssertionError)
+
+
+def test_fully_sharded_without_means(train_here, monkeypatch):
+    def train():
+        with pytest.raises(UserError, match="fully_sharded needs a GPU and the package fairscale"):
+            train_here("--ddp-backend", "fully_sharded")
+
+    assert "Cannot find FullyShardedDataParallel" in str(with_and_without("fully_sharded_without_means", train))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match="fully_sharded needs the package fairscale"):
+        train_command.fsdp_enable_wrap(None)

@@ -140,6 +140,7 @@ def other_dictionary(data_bin, folder):
         (lambda data, folder: data, ("--recurrence-dim", "-8"), "--recurrence-dim -8: expected a whole number"),
         (lambda data, folder: data, ("--restore-file", "x.pt"), "--restore-file x.pt: no such file"),
         (lambda data, folder: data, ("--finetune-from-model", "y.pt"), "--finetune-from-model y.pt: no such file"),
+        (lambda data, folder: data, ("--ddp-backend", "fully_sharded"), "fully_sharded needs a GPU"),
         (other_dictionary, (), "dict.txt"),
         (without_tokenizer, ("--mask-whole-words",), "--mask-whole-words needs the tokenizer"),
     ],
@@ -149,6 +150,36 @@ def test_bad_input_ends_in_one_line(data, options, message, data_bin, tmp_path):
     result = run_command("fairseq-train", folder, *TRAINING, "--save-dir", tmp_path / "run", *options, ok=False)
     assert message in user_error(result)
     assert not list((tmp_path / "run").glob("*.pt"))
+
+
+def test_training_that_diverges_ends_in_one_line(data_bin, tmp_path):
+    options = ("--lr", "1e12", "--warmup-updates", "1", "--save-interval-updates", "1", "--save-dir", tmp_path)
+    result = run_command("fairseq-train", data_bin, *TRAINING, *options, ok=False)
+    assert " gradients are Nan/Inf " in user_error(result)
+    assert "detected in output of encoder.sentence_encoder" in result.stdout + result.stderr
+    assert torch.isfinite(weights(tmp_path / "checkpoint_last.pt")["encoder.lm_head.bias"]).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--memory-efficient-fp16", "--fp16-init-scale", "4"),
+        ("--amp",),
+        ("--checkpoint-activations",),
+        ("--store-ema", "--ema-decay", "0.9", "--ema-fp32"),
+    ],
+    ids=lambda options: options[0],
+)
+def test_precision_and_memory_options_resume_exactly(options, data_bin, tmp_path):
+    """--fp16 and --bf16 are in test_compat.py."""
+    for folder, updates in (("through", 4), ("resumed", 2), ("resumed", 4)):
+        command = (*TRAINING, *options, "--disable-validation", "--max-update", updates)
+        run_command("fairseq-train", data_bin, *command, "--save-dir", tmp_path / folder)
+    a, b = (torch.load(tmp_path / f / "checkpoint_last.pt", weights_only=True) for f in ("through", "resumed"))
+    assert_same_weights(a["model"], b["model"])
+    for name in ("ema", "ema_fp32_params"):
+        assert (name in a["extra_state"]) == ("--store-ema" in options)
+        assert_same_weights(a["extra_state"].get(name, {}), b["extra_state"].get(name, {}))
 
 
 def test_checkpoint_cut_in_half_is_named(pretrained, data_bin, tmp_path):
