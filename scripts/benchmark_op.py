@@ -8,6 +8,9 @@ for page faults. The copy moves as many bytes as the op must: forward reads x1 a
 backward together read and write 10 tensors of the width of h; nothing that does so can be faster. The GELU is what a
 Transformer's feed-forward block of the same number of parameters does between its projections (width 1.5 d').
 
+On a GPU where the package `sru` (SRU, Lei et al. 2018) is installed its CUDA kernel is measured, too. That is another
+recurrence, with 6 and 16 tensors to move; half precision is float16 there.
+
 Writes the table, benchmark_op.csv and benchmark_op.png to --out.
 """
 
@@ -29,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rt_plugin import ops, reference
 
 TENSORS_FORWARD, TENSORS_BOTH = 4, 10  # of the width of h, read or written
+SRU_TENSORS_FORWARD, SRU_TENSORS_BOTH = 6, 16  # SRU projects to three tensors and has a fourth for its skip connection
 COLUMNS = (
     *("shape", "dtype", "pass", "candidate", "median_ms", "low_ms", "high_ms"),
     *("times_copy", "gb_per_s", "share_of_copy_bandwidth", "saved_mib", "peak_mib"),
@@ -168,6 +172,25 @@ def compiled_step():
     return swish_rnn
 
 
+def sru_recurrence(length: int, batch: int, width: int, dtype: torch.dtype, device: str):
+    """(function without arguments, its leaves, the gradient of its output) of the sru package's own kernel; None where
+    it is not installed."""
+    try:
+        from sru.ops import elementwise_recurrence_gpu
+    except Exception as error:  # it compiles itself at import
+        print(f"no comparison with sru's kernel: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
+        return None
+    dtype = torch.float16 if dtype.itemsize == 2 else dtype
+    projected = torch.randn(length, batch, 3 * width, device=device, dtype=dtype, requires_grad=True)
+    skip = torch.randn(length, batch, width, device=device, dtype=dtype, requires_grad=True)
+    weights, bias = (torch.zeros(2 * width, device=device, dtype=dtype, requires_grad=True) for _ in range(2))
+    start = torch.zeros(batch, width, device=device, dtype=dtype)
+    no_activation, one_direction, with_skip = 0, False, True
+    options = (no_activation, width, one_direction, with_skip, None, None, None, dtype == torch.float16)
+    leaves = [projected, skip, weights, bias]
+    return lambda: elementwise_recurrence_gpu(*leaves, start, *options)[0], leaves, torch.randn_like(skip)
+
+
 def candidates(args, length: int, batch: int, width: int, dtype: torch.dtype) -> dict[str, dict]:
     """{"forward": {name: callable}, "forward+backward": {...}}."""
     torch.manual_seed(0)
@@ -188,6 +211,11 @@ def candidates(args, length: int, batch: int, width: int, dtype: torch.dtype) ->
     for name, function in implementations(args, length).items():
         forward[name] = lambda f=function: f(*leaves)  # gradients asked for: the state is saved
         both[name] = lambda f=function: torch.autograd.grad(f(*leaves), leaves, dh)
+    other = sru_recurrence(length, batch, width, dtype, args.device) if args.device == "cuda" else None
+    if other is not None:
+        recurrence, sru_leaves, sru_gradient = other
+        forward["sru's kernel"] = recurrence
+        both["sru's kernel"] = lambda: torch.autograd.grad(recurrence(), sru_leaves, sru_gradient)
     return {"forward": forward, "forward+backward": both}
 
 
@@ -211,10 +239,15 @@ def measure(args, shape: tuple, dtype_name: str) -> list[dict]:
         functions = drop_failing(functions, label)
         times = interleaved(functions, Stopwatch(args.device, args.clock), args.seconds, args.rounds)
         copy = statistics.median(times["copy"])
-        moved = length * batch * width * dtype.itemsize * (TENSORS_FORWARD if label == "forward" else TENSORS_BOTH)
+        tensor_bytes = length * batch * width * dtype.itemsize
+        tensors = TENSORS_FORWARD if label == "forward" else TENSORS_BOTH
+        moved = {
+            "FFN's GELU": 0,  # it moves other bytes
+            "sru's kernel": SRU_TENSORS_FORWARD if label == "forward" else SRU_TENSORS_BOTH,
+        }
         for name, samples in times.items():
             median = statistics.median(samples)
-            own = name != "FFN's GELU"  # it moves other bytes
+            own = moved.get(name, tensors)
             saved, peak = memory_mib(functions[name], args.device)
             rows.append(
                 {
@@ -226,8 +259,8 @@ def measure(args, shape: tuple, dtype_name: str) -> list[dict]:
                     "low_ms": round(min(samples), 3),
                     "high_ms": round(max(samples), 3),
                     "times_copy": round(median / copy, 2),
-                    "gb_per_s": round(moved / median / 1e6, 1) if own else "",
-                    "share_of_copy_bandwidth": round(copy / median, 2) if own else "",
+                    "gb_per_s": round(own * tensor_bytes / median / 1e6, 1) if own else "",
+                    "share_of_copy_bandwidth": round(copy / median * own / tensors, 2) if own else "",
                     "saved_mib": saved,
                     "peak_mib": peak,
                 }
