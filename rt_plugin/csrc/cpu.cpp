@@ -147,7 +147,8 @@ void forward_task(const Problem& problem, const RowKernels& kernels, const Task&
                         parameters.stride,
                         state.at(position, r),
                         h.at(position, task.row + r, task.channel),
-                        c_data ? c.at(position, task.row + r, task.channel) : nullptr};
+                        c_data ? c.at(position, task.row + r, task.channel) : nullptr,
+                        h.position_stride};
       kernels.forward[c_data != nullptr](row);
     }
   }

@@ -28,6 +28,7 @@ struct ForwardRow {
   int64_t parameter_stride;
   void* state;  // c[i-k] in, c[i] out, in the type of calculation
   void *h, *c;  // c is null where it is not saved
+  int64_t out_stride;  // to the next position of both, in elements; may be negative
 };
 
 // One run of `width` neighbouring channels at one or more positions i, i-k, i-2k, ... Pointers stand at the first one,

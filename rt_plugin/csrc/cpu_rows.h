@@ -3,7 +3,7 @@
 // Included by one source file per instruction set (cpu_rows_*.cpp), each compiled with its own flags. Nothing here may
 // have external linkage, or the linker could hand AVX-512 code to a machine without it. `Lanes` (lanes_*.h) says how
 // many channels are calculated at a time, and how they are loaded and stored. Runs of the next positions are prefetched,
-// because the machine's own prefetcher stops at the end of every page.
+// those to be written too, because the machine's own prefetcher stops at the end of every page.
 #pragma once
 
 #include "cpu.h"
@@ -40,7 +40,7 @@ void forward_row(const ForwardRow& row) {
   const T* __restrict x2 = static_cast<const T*>(row.x2);
   const A* __restrict parameters = static_cast<const A*>(row.parameters);
   const int64_t parameter_stride = row.parameter_stride;
-  const int64_t ahead = row.x12_stride;
+  const int64_t ahead = row.x12_stride, out_ahead = row.out_stride;
   A* __restrict state = static_cast<A*>(row.state);
   T* __restrict h = static_cast<T*>(row.h);
   T* __restrict c = static_cast<T*>(row.c);
@@ -48,6 +48,8 @@ void forward_row(const ForwardRow& row) {
     ChannelParameters<V> p = load_parameters<Lanes>(parameters + j, parameter_stride, count);
     Lanes::prefetch(x1 + ahead + j);
     Lanes::prefetch(x2 + ahead + j);
+    Lanes::prefetch_to_write(h + out_ahead + j);
+    if (Save) Lanes::prefetch_to_write(c + out_ahead + j);
     V c_j = next_state(Lanes::load(x1 + j, count), Lanes::load(state + j, count), p);
     V h_j = gated_output<G>(c_j, Lanes::load(x2 + j, count), p);
     Lanes::store(state + j, c_j, count);
@@ -79,6 +81,8 @@ struct BackwardSteps {
     Lanes::prefetch(at.x2 + in + Steps * row.x12_stride);
     Lanes::prefetch(at.dh + (Step + Steps) * row.dh_stride + j);
     Lanes::prefetch(at.c + (Step + Steps) * row.c_stride + j);
+    Lanes::prefetch_to_write(at.dx1 + out + Steps * row.dx12_stride);
+    Lanes::prefetch_to_write(at.dx2 + out + Steps * row.dx12_stride);
     StepGradients<V> d = step_backward<G>(
         Lanes::load(at.dh + Step * row.dh_stride + j, count), Lanes::load(at.x1 + in, count),
         Lanes::load(at.x2 + in, count), Lanes::load(at.c + Step * row.c_stride + j, count), sums.carry, p);

@@ -41,6 +41,7 @@ struct Lanes256 {
   using Element = float;
   static constexpr int64_t kCount = 8;
 
+  static RT_INLINE void prefetch_to_write(const void* to) { __builtin_prefetch(to, 1, 2); }
   static RT_INLINE void prefetch(const void* from) {
     _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T1);  // into the second level: the first is full
   }

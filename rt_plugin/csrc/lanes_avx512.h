@@ -73,6 +73,8 @@ struct Lanes512 {
     _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T1);  // into the second level: the first is full
   }
 
+  static RT_INLINE void prefetch_to_write(const void* to) { __builtin_prefetch(to, 1, 2); }
+
   static RT_INLINE __mmask16 mask(int64_t count) { return count < kCount ? (1u << count) - 1u : 0xffffu; }
   static RT_INLINE __m256i load16(const void* from, int64_t count) {
     return count < kCount ? _mm256_maskz_loadu_epi16(mask(count), from)

@@ -12,6 +12,7 @@ struct ScalarLanes {
   using Element = A;
   static constexpr int64_t kCount = 1;
 
+  static RT_INLINE void prefetch_to_write(const void*) {}
   static RT_INLINE void prefetch(const void*) {}  // machines do well at plain loops by themselves
 
   template <typename T>
