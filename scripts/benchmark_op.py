@@ -110,8 +110,9 @@ def memory_mib(function, device: str) -> tuple[float, float | str]:
     saved = {}
 
     def note(tensor):
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
+        if type(tensor) is torch.Tensor:  # torch.compile and scan trace with tensors that have no memory
+            storage = tensor.untyped_storage()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     if device == "cuda":

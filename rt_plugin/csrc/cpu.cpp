@@ -26,11 +26,14 @@ struct Partition {
   int64_t tasks() const { return row_groups * channel_blocks; }
 };
 
+// As many tasks for one thread as for another: with rows left over, the others would wait.
 Partition partition(const Problem& problem, int64_t threads) {
+  threads = larger(1, threads);
   int64_t channels = smaller(problem.width, kRunChannels);
   int64_t rows = smaller(problem.batch, larger(1, kRunChannels / channels));
-  rows = larger(1, smaller(rows, problem.batch / larger(1, threads)));
-  int64_t row_groups = ceil_div(problem.batch, rows);
+  int64_t row_groups = smaller(problem.batch, ceil_div(ceil_div(problem.batch, rows), threads) * threads);
+  rows = ceil_div(problem.batch, row_groups);
+  row_groups = ceil_div(problem.batch, rows);
   int64_t blocks = larger(ceil_div(problem.width, channels), ceil_div(threads, row_groups));
   channels = ceil_div(ceil_div(problem.width, blocks), kChannelMultiple) * kChannelMultiple;
   return {rows, channels, row_groups, ceil_div(problem.width, channels)};
