@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 import resource
 import shutil
 import signal
@@ -41,19 +42,28 @@ def test_training_learns_and_leaves_a_complete_model_folder(pretrained, data_bin
         assert (pretrained / name).read_bytes() == (data_bin / name).read_bytes()
 
 
-def test_interrupted_training_ends_with_the_same_weights(data_bin, tmp_path):
-    """kill -9 after the first checkpoint; the second run goes on from there, to the last bit as if undisturbed."""
-    options = (data_bin, *TRAINING, "--max-update", "40", "--save-interval-updates", "5", "--disable-validation")
+def test_training_killed_again_and_again_ends_with_the_same_weights(data_bin, tmp_path):
+    """kill -9 at random moments, some of them in the middle of saving; each time the next run goes on from the last
+    checkpoint, in the end to the last bit as if undisturbed."""
+    options = (data_bin, *TRAINING, "--max-update", "40", "--save-interval-updates", "4", "--disable-validation")
     undisturbed = run_command("fairseq-train", *options, "--save-dir", tmp_path / "undisturbed")
     command = [Path(sys.executable).parent / "fairseq-train", *options, "--save-dir", tmp_path / "killed"]
-    process = subprocess.Popen(
-        [*map(str, command)], cwd=REPOSITORY, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    checkpoint, deadline = tmp_path / "killed" / "checkpoint_last.pt", time.monotonic() + 120
-    while not checkpoint.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "training ended before it could be killed"
+    checkpoint, moments = tmp_path / "killed" / "checkpoint_last.pt", random.Random(1)
+    for _ in range(3):
+        before = checkpoint.stat().st_ino if checkpoint.exists() else None
+        process = subprocess.Popen(
+            [*map(str, command)], cwd=REPOSITORY, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if checkpoint.exists() and checkpoint.stat().st_ino != before:
+                break
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.3))
+        process.kill()
+        if process.wait() != -signal.SIGKILL:
+            break  # a fast machine: it ended before
+    assert process.returncode == -signal.SIGKILL or before is not None, "training ended before it was killed once"
     resumed = run_command("fairseq-train", *options, "--save-dir", tmp_path / "killed")
     assert "Loaded checkpoint" in resumed.stdout
     assert_same_weights(weights(checkpoint), weights(tmp_path / "undisturbed" / "checkpoint_last.pt"))
