@@ -31,7 +31,7 @@ from fairseq.nan_detector import NanDetector
 from fairseq.optim.fp16_optimizer import _FP16OptimizerMixin
 from fairseq.trainer import Trainer
 
-from .errors import UserError
+from .errors import DivergenceError, UserError
 from .files import replacing
 
 logger = logging.getLogger(__name__)
@@ -263,7 +263,7 @@ def training_that_diverges(patches: Patches) -> None:
         except FloatingPointError as error:
             if "inconsistent between workers" in str(error):  # not a matter of size
                 raise
-            raise UserError(
+            raise DivergenceError(
                 f"update {self.get_num_updates() + 1}: {_first_line(error)} (the log above names the layer where "
                 f"it began, if a second pass found it); {_what_diverged_training_can_do(self.cfg.checkpoint.save_dir)}"
             ) from error

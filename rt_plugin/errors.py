@@ -8,6 +8,10 @@ class UserError(ValueError):
     """A mistake in options, files or data, told in one line: what, where, what was expected, what to do."""
 
 
+class DivergenceError(UserError):
+    """A training that cannot go on, because its loss or its gradients are not finite."""
+
+
 def _runs_fairseq_command() -> bool:
     folder, name = os.path.split(os.path.abspath(sys.argv[0] if sys.argv else ""))
     return name.startswith("fairseq-") or os.path.basename(folder) == "fairseq_cli"

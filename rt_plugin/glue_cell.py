@@ -11,14 +11,13 @@ import os
 import shlex
 import sys
 import threading
-import traceback
 from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
 from fairseq_cli.train import cli_main
 
-from .errors import UserError
+from .errors import DivergenceError, UserError
 
 LOG_FILE = "train.log"
 DIVERGED = 3  # exit status: the loss or the gradients are no finite numbers
@@ -47,17 +46,8 @@ def train(command: list[str], folder: Path, threads: int, gpu: str | None) -> No
         try:
             cli_main()
         except UserError as error:
-            sys.exit(f"rt_plugin: error: {error}")
-        except Exception as error:
-            if not _has_diverged(error):
-                raise
-            traceback.print_exc()
-            sys.exit(DIVERGED)
-
-
-def _has_diverged(error: Exception) -> bool:
-    # fairseq then looks for the layer that is to blame, and today's torch fails in the hooks of that search
-    return isinstance(error, FloatingPointError) or isinstance(error.__context__, FloatingPointError)
+            print(f"rt_plugin: error: {error}", file=sys.stderr, flush=True)
+            sys.exit(DIVERGED if isinstance(error, DivergenceError) else 1)
 
 
 def _end_with_the_sweep() -> None:

@@ -15,15 +15,18 @@ class GlueDataset(FairseqDataset):
         targets: (N,) class indices or scores from 0 to 1; None without labels.
         groups: (N,) the group of each row, or None.
         shuffle_seed: rows come in a new random order each epoch, a function of (seed, epoch); None: by length.
+        sorted_rows: as many rows of the random order at a time are sorted by length, so that a batch, cut from
+            neighbours, needs less padding; 0: none. The trainer draws the order of the batches.
     """
 
-    def __init__(self, inputs, dictionary, max_positions, targets=None, groups=None, shuffle_seed=None):
+    def __init__(self, inputs, dictionary, max_positions, targets=None, groups=None, shuffle_seed=None, sorted_rows=0):
         self.inputs = inputs
         self.dictionary = dictionary
         self.max_positions = max_positions
         self.targets = targets
         self.groups = groups
         self.shuffle_seed = shuffle_seed
+        self.sorted_rows = sorted_rows
         self.epoch = 1
         # every input brings <s> or a second </s> in addition to its own </s>
         self.sizes = np.minimum(sum(np.asarray(i.sizes) + 1 for i in inputs), max_positions)
@@ -67,7 +70,11 @@ class GlueDataset(FairseqDataset):
         if self.shuffle_seed is None:
             return np.argsort(self.sizes, kind="stable")
         with data_utils.numpy_seed(self.shuffle_seed, self.epoch):
-            return np.random.permutation(len(self))
+            order = np.random.permutation(len(self))
+        if not self.sorted_rows:
+            return order
+        pool = np.arange(len(self)) // self.sorted_rows
+        return order[np.lexsort((self.sizes[order], pool))]
 
     @property
     def can_reuse_epoch_itr_across_epochs(self) -> bool:

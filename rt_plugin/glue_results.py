@@ -56,9 +56,10 @@ def read_dev_metrics(folder: Path) -> list[dict]:
 def summarize(task: GlueTask, entries: Sequence[dict], labels: dict[str, int], diverged: bool = False) -> dict:
     """The columns of a row that come from a run's dev metrics.
 
-    A run failed if it ended no better than the majority class (its last accuracy on the dev set is at most the share of
-    the most frequent class), as in Mosbach et al. 2021 (arXiv 2006.04884); for regression, if its last Pearson
-    correlation is undefined or not positive; and if it diverged.
+    A run failed if it ended no better than the majority class, as in Mosbach et al. 2021 (arXiv 2006.04884): its last
+    accuracy on the dev set is at most the share of the most frequent class. Where the headline is a correlation
+    (Matthews for CoLA, Pearson for regression), the majority class has 0, and a run failed if its last correlation is
+    undefined or not positive. A run that diverged failed, too.
 
     Args:
         task: of the run.
@@ -91,8 +92,9 @@ def summarize(task: GlueTask, entries: Sequence[dict], labels: dict[str, int], d
 
 
 def _has_failed(task: GlueTask, last: dict, majority: float | None) -> bool:
-    if task.is_regression:
-        value, floor = last.get("pearson"), 0.0
+    correlation = next((name for name in ("pearson", "mcc") if name in task.headline), None)
+    if correlation:
+        value, floor = last.get(correlation), 0.0
     else:  # where one of two candidates is chosen (COPA), the share of the rows is that of a blind choice, too
         value, floor = last.get("choice_accuracy", last.get("accuracy")), majority
     return value is None or value <= floor

@@ -64,6 +64,13 @@ class RtGlueConfig(FairseqDataclass):
         default=None,
         metadata={"help": "tokens of an input; longer ones are cut (default: the positions of the checkpoint, or 512)"},
     )
+    group_by_length: int = field(
+        default=0,
+        metadata={
+            "help": "training rows of the random order that are sorted by length at a time, before they are cut into "
+            "batches, so that batches need less padding; 50 times --batch-size is usual, 0: random batches"
+        },
+    )
     classification_head_name: str = field(
         default="sentence_classification_head", metadata={"help": "name of the classification head to train"}
     )
@@ -193,8 +200,8 @@ class RtGlueTask(FairseqTask):
         lengths = [len(part) for part in (*inputs, targets, groups) if part is not None]
         if len(set(lengths)) != 1:
             raise UserError(f"{folder}: the files of split {split!r} have {lengths} rows; prepare the data again")
-        seed = self.cfg.seed if split == "train" else None
-        self.datasets[split] = GlueDataset(inputs, self.dictionary, self.max_positions(), targets, groups, seed)
+        order = {"shuffle_seed": self.cfg.seed, "sorted_rows": self.cfg.group_by_length} if split == "train" else {}
+        self.datasets[split] = GlueDataset(inputs, self.dictionary, self.max_positions(), targets, groups, **order)
         logger.info("loaded %d rows of %s", len(self.datasets[split]), split)
         return self.datasets[split]
 
@@ -398,13 +405,17 @@ def check_options(cfg: RtGlueConfig) -> None:
     """Refuse options that cannot be meant.
 
     Raises:
-        UserError: --max-positions leaves no room for a pair; or the checkpoint with the lowest score would be kept as
-            the best, which fairseq does without a word.
+        UserError: --max-positions leaves no room for a pair; --group-by-length is negative; or the checkpoint with the
+            lowest score would be kept as the best, which fairseq does without a word.
     """
     if cfg.max_positions is not None and cfg.max_positions < SMALLEST_MAX_POSITIONS:
         raise UserError(
             f"--max-positions is {cfg.max_positions}, expected {SMALLEST_MAX_POSITIONS} or more "
             "(four special symbols and a token of each text)"
+        )
+    if cfg.group_by_length < 0:
+        raise UserError(
+            f"--group-by-length is {cfg.group_by_length}, expected a number of rows, or 0 for random batches"
         )
     higher_is_better = {SCORE, *glue_metrics.METRICS} - glue_metrics.LOWER_IS_BETTER
     if cfg.best_checkpoint_metric in higher_is_better and not cfg.maximize_best_checkpoint_metric:

@@ -179,7 +179,7 @@ class TestFailedOrNot:
     @staticmethod
     def is_failed(task: str, last: dict, **options) -> int:
         labels = {} if task == "STS-B" else {"0": 3, "1": 7}
-        good = {"accuracy": 0.9, "pearson": 0.5}
+        good = {"accuracy": 0.9, "pearson": 0.5, "mcc": 0.5}
         entries = [
             {"split": "valid", "epoch": epoch, "updates": epoch, "score": 0.5, "train_loss": 1.0, **metrics}
             for epoch, metrics in enumerate((good, last), start=1)
@@ -187,18 +187,22 @@ class TestFailedOrNot:
         return glue_results.summarize(BY_NAME[task], entries, labels, **options)["failed"]
 
     def test_no_better_than_the_majority_class_at_the_end(self):
-        assert self.is_failed("CoLA", {"accuracy": 0.7}) and self.is_failed("CoLA", {"accuracy": 0.6})
-        assert not self.is_failed("CoLA", {"accuracy": 0.71})
+        assert self.is_failed("RTE", {"accuracy": 0.7}) and self.is_failed("RTE", {"accuracy": 0.6})
+        assert not self.is_failed("RTE", {"accuracy": 0.71})
 
     def test_a_choice_that_is_right_more_often_than_a_blind_one(self):
         assert not self.is_failed("COPA", {"accuracy": 0.5, "choice_accuracy": 0.8})
+
+    def test_where_the_majority_class_is_most_of_the_rows_the_correlation_counts(self):
+        assert self.is_failed("CoLA", {"accuracy": 0.7, "mcc": 0.0}) and self.is_failed("CoLA", {"accuracy": 0.7})
+        assert not self.is_failed("CoLA", {"accuracy": 0.65, "mcc": 0.15})
 
     def test_correlation_undefined_or_not_positive(self):
         assert self.is_failed("STS-B", {"pearson": None}) and self.is_failed("STS-B", {"pearson": 0.0})
         assert not self.is_failed("STS-B", {"pearson": 0.01})
 
     def test_diverged(self):
-        assert self.is_failed("CoLA", {"accuracy": 0.9}, diverged=True)
+        assert self.is_failed("RTE", {"accuracy": 0.9}, diverged=True)
 
 
 def test_an_undefined_score_is_never_the_best():

@@ -256,6 +256,21 @@ def test_input_layout_and_order(qnli):
     assert orders[0] == orders[2] != orders[1] and sorted(orders[0]) == list(range(121))
 
 
+def test_batches_of_similar_length_need_less_padding(qnli):
+    """What the trainer gets from the task, in two epochs, with random batches and with rows sorted in 15 batches."""
+    padding, batches = {}, {}
+    for rows in (0, 60):
+        task = task_for(qnli, group_by_length=rows)
+        train = task.load_dataset("train")
+        epochs = [list(task.get_batch_iterator(train, max_sentences=4, epoch=e).next_epoch_itr()) for e in (1, 2)]
+        for epoch in epochs:
+            assert sorted(i for batch in epoch for i in batch["id"].tolist()) == list(range(121))
+        padding[rows] = sum(b["net_input"]["src_tokens"].numel() - b["ntokens"] for epoch in epochs for b in epoch)
+        batches[rows] = [{frozenset(batch["id"].tolist()) for batch in epoch} for epoch in epochs]
+    assert padding[60] < 0.3 * padding[0]
+    assert len(batches[60][0] & batches[60][1]) < 5, "the same batches in both epochs"
+
+
 @pytest.mark.parametrize(
     ("lengths", "room", "expected"),
     [
@@ -351,6 +366,10 @@ class TestBadInput:
     def test_too_few_positions(self, qnli):
         with pytest.raises(UserError, match="--max-positions is 3, expected 6"):
             task_for(qnli, max_positions=3)
+
+    def test_negative_group_by_length(self, qnli):
+        with pytest.raises(UserError, match="--group-by-length is -1, expected a number of rows"):
+            task_for(qnli, group_by_length=-1)
 
     def test_more_positions_than_the_checkpoint_has(self, qnli, pretrained):
         task = task_for(qnli, max_positions=64, finetune_from_model=str(pretrained / "checkpoint_best.pt"))
