@@ -13,6 +13,7 @@ Examples:
 import argparse
 import dataclasses
 import fcntl
+import importlib.util
 import json
 import os
 import shlex
@@ -247,7 +248,7 @@ def launch_command(args: argparse.Namespace, devices: Devices, options: list[str
 
 
 def refuse_wrong_launch(args: argparse.Namespace) -> None:
-    """Refuse to be one of several processes, and options that this program sets.
+    """Refuse to be one of several processes, options that this program sets, and logs that nothing here can write.
 
     Raises:
         UserError: as said.
@@ -260,6 +261,9 @@ def refuse_wrong_launch(args: argparse.Namespace) -> None:
                 f"{option.split('=')[0]} is worked out from --processes, --nodes, --batch-tokens and "
                 "--tokens-per-device; leave it out"
             )
+    writers = ("tensorboard", "tensorboardX")  # without either, fairseq warns and trains on
+    if args.tensorboard and not any(importlib.util.find_spec(name) for name in writers):
+        raise UserError("--tensorboard needs the package tensorboardX, not found here; pip install tensorboardX")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -316,6 +320,7 @@ def dry_run(args: argparse.Namespace, recipe: Recipe, command: list[str]) -> Non
     """Train a few updates on every process, save nothing, and tell how long the whole will take."""
     with tempfile.TemporaryDirectory() as folder:
         last = ("--max-update", str(_DRY_RUN_UPDATES), "--log-interval", "1", "--no-save", "--disable-validation")
+        last += ("--tensorboard-logdir", folder) if "--tensorboard-logdir" in command else ()
         records = list(_records([*command, "--save-dir", folder, *last], Path(folder) / "train.log"))
     speeds = [record["updates_per_second"] for record in records if record.get("updates_per_second")]
     if not speeds:

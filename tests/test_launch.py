@@ -111,6 +111,13 @@ def test_options_that_make_no_sense_are_named(options, message, capsys, data_bin
     assert message in error_of(capsys, data_bin, "--recipe", "tiny", "--save-dir", "run", *options)
 
 
+def test_tensorboard_without_its_package_is_named(capsys, monkeypatch, data_bin):
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    assert "pip install tensorboardX" in error_of(
+        capsys, data_bin, *SMALL, "--save-dir", "run", "--tensorboard", "logs"
+    )
+
+
 def test_data_that_are_not_there_are_named(data_bin, tmp_path, capsys):
     rest = ("--recipe", "tiny", "--save-dir", tmp_path / "run")
     assert "no such folder" in error_of(capsys, f"{data_bin}:{tmp_path / 'shard1'}", *rest)
@@ -205,6 +212,15 @@ def test_two_killed_processes_go_on_as_if_undisturbed(trained, data_bin, tmp_pat
     assert "update 4/6" in pretrain(*options).stdout
     killed, undisturbed = last_state(tmp_path)["model"], last_state(trained / "two")["model"]
     assert [name for name in undisturbed if not torch.equal(killed[name], undisturbed[name])] == []
+
+
+def test_dry_run_is_not_logged_to_tensorboard_and_training_is(data_bin, tmp_path):
+    pytest.importorskip("tensorboardX")
+    options = (data_bin, *SMALL, "--updates", "1", "--save-dir", tmp_path / "run", "--tensorboard", tmp_path / "logs")
+    pretrain(*options, "--dry-run")
+    assert not (tmp_path / "logs").exists()
+    pretrain(*options)
+    assert {path.parent.name for path in (tmp_path / "logs").glob("*/events.*")} >= {"train_inner", "valid"}
 
 
 def test_log_has_what_people_look_at(trained):
