@@ -156,3 +156,12 @@ def test_tokenizer_and_dictionary_may_lie_in_a_data_folder(pretrained, data_bin,
     shutil.copy(pretrained / "checkpoint_last.pt", tmp_path)
     model = RecurrentRobertaModel.from_pretrained(str(tmp_path), "checkpoint_last.pt", str(data_bin))
     assert model.decode(model.encode("It works.")) == "It works."
+
+
+@pytest.mark.parametrize("name", ["recurrent_roberta_mini", "recurrent_roberta_mini_alternate", "roberta_mini"])
+def test_shipped_checkpoints_know_their_language(name):
+    folder = REPOSITORY / "examples" / "checkpoints" / name
+    model = RecurrentRobertaModel.from_pretrained(str(folder))
+    ((_, probability, token),) = model.fill_mask("The president of the <mask> States signed the law.", topk=1)
+    assert token.strip() == "United" and probability > 0.5
+    assert (folder / "README.md").read_text().count("creativecommons.org/licenses/by-sa/3.0") == 1
