@@ -174,6 +174,23 @@ def _set_half_precision_flags(cfg) -> None:
 
 
 @_repair
+def process_groups_left_open(patches: Patches) -> None:
+    """fairseq leaves torch's process group to the end of the interpreter. With gloo a thread of it may still be running
+    then, and a process that has trained and saved ends with SIGABRT (pytorch issue 190489). Closed after success only:
+    after an error the other processes may be waiting for this one."""
+    distributed_main = distributed_utils.distributed_main
+
+    @functools.wraps(distributed_main)
+    def distributed_main_to_the_end(*args, **kwargs):
+        distributed_main(*args, **kwargs)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+            vars(distributed_utils.get_global_group).pop("_global_group", None)
+
+    patches.set(distributed_utils, "distributed_main", distributed_main_to_the_end)
+
+
+@_repair
 def launches_without_training(patches: Patches) -> None:
     """Two launches on a CPU go wrong without a word: torchrun without a world size, where every process trains by
     itself, all into one folder; and a world size without --distributed-no-spawn, where no process is started.

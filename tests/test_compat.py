@@ -499,3 +499,21 @@ def test_fully_sharded_without_means(train_here, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(UserError, match="fully_sharded needs the package fairscale"):
         train_command.fsdp_enable_wrap(None)
+
+
+def test_process_groups_left_open(train_here, tmp_path):
+    def train():
+        where = (
+            "--distributed-init-method",
+            f"file://{tmp_path}/{time.monotonic_ns()}",
+            "--distributed-backend",
+            "gloo",
+        )
+        train_here("--max-update", "1", *where, "--distributed-no-spawn", "--distributed-rank", "0")
+        left_open = torch.distributed.is_initialized()
+        if left_open:
+            torch.distributed.destroy_process_group()
+            del distributed_utils.get_global_group._global_group
+        assert not left_open
+
+    assert isinstance(with_and_without("process_groups_left_open", train), AssertionError)
