@@ -8,7 +8,8 @@ is not imported and need not be built for CUDA. An isolated build, which sees no
 and the operation then runs in plain PyTorch.
 
     RT_BUILD_CPU          0: no, 1: yes or fail, auto (default): where torch and a C++ compiler are found
-    RT_BUILD_CUDA         0: no, 1: yes or fail, auto (default): where a CUDA toolkit is found and torch has CUDA
+    RT_BUILD_CUDA         0: no, 1: yes or fail, auto (default): where a CUDA toolkit is found that is no newer than
+                          the CUDA that torch has
     CUDA_HOME             the toolkit (default: where nvcc is found, or /usr/local/cuda)
     TORCH_CUDA_ARCH_LIST  for which GPUs (default: 8.0;8.6;8.9;9.0+PTX)
 """
@@ -75,6 +76,11 @@ def cuda_folder() -> Path:
     )
 
 
+def cuda_runtime(cuda: Path) -> list[str]:
+    """The linker's options for the CUDA runtime; NVIDIA's packages for pip have `lib`, its installers `lib64`."""
+    return [*(f"-L{cuda / folder}" for folder in ("lib64", "lib")), "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+
+
 def architecture_flags(architectures: str) -> list[str]:
     """nvcc's options for a list like "8.0;9.0+PTX"."""
     flags = []
@@ -127,7 +133,7 @@ class BuildOperations(build_ext):
             libraries=["torch_cpu", "torch"],
             library_dirs=[str(torch / "lib")],
             extra_preargs=["-Wl,--no-as-needed"] if platform.system() == "Linux" else [],
-            extra_postargs=[f"-L{cuda / 'lib64'}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"] if cuda else [],
+            extra_postargs=cuda_runtime(cuda) if cuda else [],
             target_lang="c++",
         )
 
@@ -156,7 +162,8 @@ class BuildOperations(build_ext):
 def operation(name: str, sources: dict[str, list[str]]) -> Extension:
     headers = sorted(str(path) for path in CSRC.glob("*.h"))
     paths = [str(CSRC / source) for source in sources]
-    return Extension(f"rt_plugin.{name}", paths, depends=headers, language="c++", py_limited_api=True)
+    # optional: else setuptools fails to copy a library that was left out into the checkout
+    return Extension(f"rt_plugin.{name}", paths, depends=headers, language="c++", py_limited_api=True, optional=True)
 
 
 def operations() -> list[Extension]:
@@ -179,10 +186,23 @@ def operations() -> list[Extension]:
 def can_use_cuda() -> bool:
     """Whether there is a toolkit, and a torch that could load what takes it minutes to compile; no GPU is needed."""
     try:
-        cuda_folder()
+        cuda = cuda_folder()
     except CannotBuild:
         return False
-    return re.search(r"^cuda\b.*= *['\"]", (torch_folder() / "version.py").read_text(), re.MULTILINE) is not None
+    of_torch = re.search(r"^cuda\b.*= *['\"](\d+)", (torch_folder() / "version.py").read_text(), re.MULTILINE)
+    if of_torch is None:
+        return False
+    said = subprocess.run([cuda / "bin" / "nvcc", "--version"], capture_output=True, text=True).stdout
+    of_toolkit = re.search(r"release (\d+)", said)
+    if of_toolkit and int(of_toolkit[1]) > int(of_torch[1]):
+        # its runtime, which is linked in, may want a newer driver than torch does
+        print(
+            f"setup.py: rt_plugin._C_cuda is left out: {cuda} is CUDA {of_toolkit[1]}, torch is built for CUDA "
+            f"{of_torch[1]}; name a toolkit of that version in CUDA_HOME, or use RT_BUILD_CUDA=1 if the driver is new",
+            file=sys.stderr,
+        )
+        return False
+    return True
 
 
 ext_modules = operations()

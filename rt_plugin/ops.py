@@ -100,7 +100,8 @@ class _SwishRNN(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dh, _):
         arguments = (dh, *ctx.saved_tensors, ctx.step_size, ctx.gate, ctx.reverse)
-        if torch.compiler.is_compiling():  # it traces no function within a function, and differentiates once only
+        # torch.compile traces no function within a function, and differentiates once only
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             gradients = torch.ops.rt_plugin.swish_rnn_backward(*arguments)
         else:
             gradients = _SwishRNNBackward.apply(*arguments)

@@ -23,6 +23,9 @@ CASES = tuple((*shape, *ARGUMENTS[i * 7 % len(ARGUMENTS)]) for i, shape in enume
     (63, 3, 344, *arguments) for arguments in ARGUMENTS
 )
 
+# Wide enough for the CUDA kernels that load vectors, with more positions than they load ahead, and few of them.
+WIDE_CASES = ((19, 3, 21848, 1, "gelu", False), (9, 2, 32768, 2, "silu", True), (37, 33, 2048, 1, "sigmoid", True))
+
 
 def make_inputs(length, batch, width, dtype, parameter_dtype=None, seed=0):
     """x12, alpha, beta, c_bias, gate_bias and the gradient of h, drawn with a fixed seed."""

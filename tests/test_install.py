@@ -30,10 +30,11 @@ print(pathlib.Path(rt_plugin.__file__).resolve().parent)
 """
 
 
-def pip(*arguments):
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", *arguments]
+def pip(*arguments, **changes):
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    command += ["--ignore-installed", *arguments]  # else the environment that runs the tests loses its own rt-plugin
     # the compiled op takes a minute to build and is not what these tests are about
-    environment = {**os.environ, "RT_BUILD_CPU": "0", "RT_BUILD_CUDA": "0"}
+    environment = {**os.environ, "RT_BUILD_CPU": "0", "RT_BUILD_CUDA": "0", **changes}
     subprocess.run([*map(str, command)], check=True, env=environment, cwd="/", timeout=600)
 
 
@@ -96,6 +97,54 @@ def test_editable_install_works_from_any_folder(tmp_path):
     pip("--prefix", tmp_path / "prefix", "-e", REPOSITORY)
     site = next((tmp_path / "prefix").rglob("site-packages"))
     assert use(tmp_path, site) == str(REPOSITORY / "rt_plugin")
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """The checkout without what was built in it."""
+    folder = tmp_path / "sources"
+    for name in ("rt_plugin", "tasks", "criterions"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, folder)
+    return folder
+
+
+def test_editable_install_without_a_compiler(sources, tmp_path):
+    """The operation is left out, and nothing else fails for it."""
+    pip("--prefix", tmp_path / "prefix", "-e", sources, RT_BUILD_CPU="auto", CXX="no-such-compiler")
+    assert not list(sources.rglob("*.so"))
+    assert use(sources) == str(sources / "rt_plugin")
+
+
+def _build(sources, torch, cuda_home):
+    """Standard error of `setup.py build_ext` without a compiler, with a torch that has nothing but a version."""
+    result = subprocess.run(
+        [sys.executable, "setup.py", "build_ext"],
+        cwd=sources,
+        env={**os.environ, "PYTHONPATH": str(torch), "CUDA_HOME": str(cuda_home), "CXX": "no-such-compiler"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
+@pytest.mark.parametrize("toolkit, message", ((13, "is CUDA 13, torch is built for CUDA 12; name"), (12, "compiler")))
+def test_toolkit_that_is_newer_than_torch_is_not_used(toolkit, message, sources, tmp_path):
+    """Its runtime would start no kernel where the driver is as old as torch's CUDA."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    (tmp_path / "torch" / "version.py").write_text("cuda: str | None = '12.8'\n")
+    for folder in ("bin", "include"):
+        (tmp_path / "cuda" / folder).mkdir(parents=True)
+    (tmp_path / "cuda" / "include" / "cuda_runtime.h").touch()
+    nvcc = tmp_path / "cuda" / "bin" / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {toolkit}.0, V{toolkit}.0.88'\n")
+    nvcc.chmod(0o755)
+    lines = [line for line in _build(sources, tmp_path, tmp_path / "cuda").splitlines() if "_C_cuda" in line]
+    assert len(lines) == 1 and message in lines[0], lines
 
 
 def test_installed_user_dir_is_found_by_name(wheel, tmp_path):

@@ -17,6 +17,7 @@ from op_cases import (
     DTYPES,
     GATES,
     TOLERANCES,
+    WIDE_CASES,
     assert_close_to_reference,
     make_inputs,
     reference_results,
@@ -36,8 +37,9 @@ def _missing(device) -> str:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
-    if _missing(request.param):
-        pytest.skip(f"no compiled op for {request.param}: {_missing(request.param)}")
+    if missing := _missing(request.param):
+        told_to_run = request.param == "cuda" and "RT_REQUIRE_GPU" in os.environ
+        (pytest.fail if told_to_run else pytest.skip)(f"no compiled op for {request.param}: {missing}")
     return request.param
 
 
@@ -79,6 +81,23 @@ def test_output_and_gradients_are_those_of_the_reference(case, dtype, device, po
     results = _native_results(*_to(device, *inputs), *arguments)
     assert all(r.dtype == dtype for r in results)
     assert_close_to_reference(results, reference_results(*inputs, *arguments), TOLERANCES[dtype], (case, dtype))
+
+
+@pytest.mark.parametrize("offset", (0, 1))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", WIDE_CASES, ids=str)
+def test_wide_tensors_aligned_for_vectors_and_not(case, dtype, offset, device, poisoned_memory):
+    """`offset`: how many elements behind the start of their memory x12, dh and the saved state begin."""
+
+    def shifted(tensor):
+        return torch.nn.functional.pad(tensor.flatten(), (offset, 0))[offset:].view(tensor.shape)
+
+    inputs = make_inputs(*case[:3], dtype)
+    x12, parameters, dh = _to(device, *inputs)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: shifted(t) if t.dim() == 3 else t, lambda t: t):
+        results = _native_results(shifted(x12), parameters, shifted(dh), *case[3:])
+    expected = reference_results(*inputs, *case[3:])
+    assert_close_to_reference(results, expected, 2 * TOLERANCES[dtype], (case, dtype))
 
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float64), ids=str)

@@ -14,7 +14,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from op_cases import CASES, DTYPES, GATES, TOLERANCES, assert_close_to_reference, make_inputs, reference_results
+from op_cases import (
+    CASES,
+    DTYPES,
+    GATES,
+    TOLERANCES,
+    WIDE_CASES,
+    assert_close_to_reference,
+    make_inputs,
+    reference_results,
+)
 
 import rt_plugin
 
@@ -37,14 +46,13 @@ INSTRUCTIONS = {
 }
 
 # Every combination of the small arguments at odd shapes (more channels than one task takes, a part of a vector, fewer
-# positions than one pass); wide enough in the last two for the CUDA kernels that load vectors.
+# positions than one pass).
 SHAPES = ((13, 3, 7), (9, 2, 88), (5, 1, 2064), (0, 2, 8), (4, 0, 8), (1, 1, 1))
 DRIVER_CASES = tuple(
     (*shape, k, gate, reverse)
     for shape in SHAPES
     for k, gate, reverse in itertools.product((1, 2, 20), GATES, (False, True))
 )
-WIDE_CASES = ((19, 3, 21848, 1, "gelu", False), (9, 2, 16384, 2, "silu", True))
 
 
 def _need_compiler():
@@ -99,20 +107,24 @@ def _bytes(tensor):
     return tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
-def _header(case, dtype, parameter_dtype, save):
+def _header(case, dtype, parameter_dtype, save, offsets):
     length, batch, width, step_size, gate, reverse = case
     types = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
     numbers = (length, batch, width, step_size, types[dtype], types[parameter_dtype])
-    return " ".join(map(str, (*numbers, GATES.index(gate), int(reverse), int(save)))).encode() + b"\n"
+    numbers += (GATES.index(gate), int(reverse), int(save), *offsets)
+    return " ".join(map(str, numbers)).encode() + b"\n"
 
 
-def _run_driver(driver, folder, cases, dtype, parameter_dtype=None, threads=1, **environment):
-    """Run cases and return, for each, (h, x12, alpha, beta, c_bias, gate_bias) as `op_cases` names them."""
+def _run_driver(driver, folder, cases, dtype, parameter_dtype=None, threads=1, offsets=(0, 0, 0), **environment):
+    """Run cases and return, for each, (h, x12, alpha, beta, c_bias, gate_bias) as `op_cases` names them.
+
+    `offsets`: how many elements behind the start of an allocation x12, dh and c begin.
+    """
     parameter_dtype = parameter_dtype or dtype
     with open(folder / "cases", "wb") as file:
         for case, save in itertools.product(cases, (True, False)):
             x12, parameters, dh = make_inputs(*case[:3], dtype, parameter_dtype)
-            file.write(_header(case, dtype, parameter_dtype, save))
+            file.write(_header(case, dtype, parameter_dtype, save, offsets))
             file.writelines(map(_bytes, (x12, *parameters, dh)))
     result = subprocess.run(
         [driver, folder / "cases", folder / "results", str(threads)],
@@ -180,6 +192,12 @@ def test_cuda_source_on_the_cpu_under_sanitizers(dtype, cuda_driver, tmp_path):
     _assert_right(cuda_driver, tmp_path, cases, dtype, 2 * TOLERANCES[dtype])
 
 
+@pytest.mark.parametrize("offsets", ((1, 0, 0), (0, 1, 0), (0, 0, 1)), ids=("x12", "dh", "c"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_cuda_source_with_tensors_that_are_not_aligned_for_vectors(dtype, offsets, cuda_driver, tmp_path):
+    _assert_right(cuda_driver, tmp_path, WIDE_CASES, dtype, 2 * TOLERANCES[dtype], offsets=offsets)
+
+
 def test_cuda_source_with_parameters_in_float32(cuda_driver, tmp_path):
     _assert_right(
         cuda_driver,
@@ -207,6 +225,22 @@ def test_cuda_source_compiles(nvcc, tmp_path):
     spills = [line for line in re.findall(r"(\d+) bytes spill stores", result.stderr) if line != "0"]
     assert len(re.findall(r"bytes spill stores", result.stderr)) >= 48
     assert spills == []
+
+
+@pytest.mark.parametrize("binding", ("cpu_binding.cpp", "cuda_binding.cpp"))
+@pytest.mark.parametrize("version", ("installed", "2.10"))
+def test_bindings_compile(version, binding):
+    """With the headers of the oldest torch that is supported, too: those of a newer one have names that it lacks."""
+    _need_compiler()
+    headers = Path(torch.__file__).parent / "include"
+    if version == "2.10":
+        if "RT_TORCH_2_10_HEADERS" not in os.environ:
+            pytest.skip("RT_TORCH_2_10_HEADERS is not set: unpack a wheel of torch 2.10, name its folder torch/include")
+        headers = Path(os.environ["RT_TORCH_2_10_HEADERS"])
+        assert '"2.10.' in (headers / "torch/headeronly/version.h").read_text()
+    options = ("-std=c++17", "-fsyntax-only", "-Werror", "-fvisibility=hidden")
+    target = "-DTORCH_TARGET_VERSION=0x020A000000000000"
+    _compile([COMPILER, *options, target, "-isystem", headers, "-I", NATIVE / "emulation", CSRC / binding])
 
 
 def _functions_of_later_versions() -> set[str]:

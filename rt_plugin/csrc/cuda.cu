@@ -237,12 +237,14 @@ struct Gradients {
   ParameterGradient of[kParameters];
 };
 
-// Sums the rows of `partial` one after the other: one thread per parameter and channel.
+// Sums the rows of `partial` one after the other: one thread per parameter and channel. The loads of 16 rows are under
+// way at a time; the order of the additions stays.
 template <typename A>
 __global__ void sum_kernel(const A* partial, int64_t rows, int64_t width, Gradients gradients) {
   const int64_t index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= kParameters * width) return;
   A sum = A(0);
+#pragma unroll 16
   for (int64_t row = 0; row < rows; ++row) sum += partial[row * kParameters * width + index];
   store_gradient(gradients.of[index / width], index % width, sum);
 }
@@ -292,7 +294,8 @@ template <typename T, Gate G>
 void backward(const Problem& problem, const Strided& dh, const void* c, void* dx12, void* partial,
               cudaStream_t stream) {
   constexpr int64_t channels = Wide<T>::kChannels;
-  const bool wide = takes_wide<T>(problem) && aligned(dh, channels, channels * sizeof(T));
+  const bool wide = takes_wide<T>(problem) && aligned(dh, channels, channels * sizeof(T)) &&
+                    aligned(c, channels * sizeof(T));
   auto launch = wide ? launch_backward<T, G, Wide<T>> : launch_backward<T, G, Narrow<T>>;
   launch(problem, dh, static_cast<const T*>(c), static_cast<T*>(dx12), static_cast<CalculationType<T>*>(partial),
          stream);

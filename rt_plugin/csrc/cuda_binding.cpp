@@ -1,5 +1,6 @@
 // Registers the CUDA kernels with torch. A library of its own, because it needs symbols that only a torch with CUDA has.
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include "binding.h"
 #include "cuda.h"
@@ -15,7 +16,7 @@ class DeviceStream {
  public:
   explicit DeviceStream(const Tensor& tensor) : guard_(tensor.get_device_index()) {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
   cudaStream_t get() const { return stream_; }

@@ -2,9 +2,11 @@
 //
 //     driver cases results threads
 //
-// A case is a line of whole numbers, "L B d' k dtype parameter_dtype gate reverse save", followed by raw bytes: x12,
-// the four parameters, dh. Its result is raw bytes: h, c (where saved), and, where saved, dx12 and the gradients of the
-// four parameters. Every tensor has an allocation of its own size, outputs are filled with NaN before they are written.
+// A case is a line of whole numbers, "L B d' k dtype parameter_dtype gate reverse save" and how many elements behind
+// the start of their allocations x12, dh and c begin, followed by raw bytes: x12, the four parameters, dh. Its result is
+// raw bytes: h, c (where saved), and, where saved, dx12 and the gradients of the four parameters. Every tensor has an
+// allocation of its own size, outputs are filled with NaN before they are written.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -26,6 +28,7 @@ struct Case {
   rt::Problem problem;
   rt::DType parameter_dtype;
   bool save;
+  size_t offset_x12, offset_dh, offset_c;
 };
 
 size_t size_of(rt::DType dtype) {
@@ -36,18 +39,20 @@ size_t size_of(rt::DType dtype) {
 // One tensor; on the heap, so that one byte too far is an error. 0xff bytes are NaN in every type.
 struct Buffer {
   std::vector<unsigned char> bytes;
-  explicit Buffer(size_t size) : bytes(size, 0xff) {}
-  void* data() { return bytes.data(); }
+  size_t offset;
+  explicit Buffer(size_t size, size_t offset = 0) : bytes(offset + size, 0xff), offset(offset) {}
+  void* data() { return bytes.data() + offset; }
+  size_t size() const { return bytes.size() - offset; }
   void read(FILE* file) {
-    if (!bytes.empty() && fread(bytes.data(), 1, bytes.size(), file) != bytes.size()) abort();
+    if (size() && fread(data(), 1, size(), file) != size()) abort();
   }
   void write(FILE* file) const {
-    if (!bytes.empty()) fwrite(bytes.data(), 1, bytes.size(), file);
+    if (size()) fwrite(bytes.data() + offset, 1, size(), file);
   }
 };
 
 bool read_case(FILE* file, Case& out) {
-  long long n[9];
+  long long n[12];
   for (long long& value : n) {
     if (fscanf(file, "%lld", &value) != 1) return false;
   }
@@ -62,6 +67,9 @@ bool read_case(FILE* file, Case& out) {
   out.problem.gate = static_cast<rt::Gate>(n[6]);
   out.problem.reverse = n[7] != 0;
   out.save = n[8] != 0;
+  out.offset_x12 = n[9];
+  out.offset_dh = n[10];
+  out.offset_c = n[11];
   return true;
 }
 
@@ -100,7 +108,7 @@ void run_case(Case& item, FILE* in, FILE* out) {
   const int64_t width = problem.width;
   const size_t size = size_of(problem.dtype), parameter_size = size_of(item.parameter_dtype);
 
-  Buffer x12(rows * 2 * width * size), dh(rows * width * size);
+  Buffer x12(rows * 2 * width * size, item.offset_x12 * size), dh(rows * width * size, item.offset_dh * size);
   std::vector<Buffer> parameters(rt::kParameters, Buffer(width * parameter_size));
   x12.read(in);
   for (Buffer& parameter : parameters) parameter.read(in);
@@ -114,11 +122,13 @@ void run_case(Case& item, FILE* in, FILE* out) {
   c.write(out);
   if (!item.save) return;
 
+  Buffer saved(c.size(), item.offset_c * size);
+  std::copy(c.bytes.begin(), c.bytes.end(), saved.bytes.begin() + saved.offset);
   Buffer dx12(rows * 2 * width * size);
   std::vector<Buffer> gradients(rt::kParameters, Buffer(width * parameter_size));
   rt::ParameterGradient to[rt::kParameters];
   for (int q = 0; q < rt::kParameters; ++q) to[q] = {gradients[q].data(), item.parameter_dtype};
-  backward(problem, {dh.data(), problem.batch * width, width}, c.data(), dx12.data(), to);
+  backward(problem, {dh.data(), problem.batch * width, width}, saved.data(), dx12.data(), to);
   dx12.write(out);
   for (const Buffer& gradient : gradients) gradient.write(out);
 }

@@ -14,6 +14,7 @@
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0 };
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
 
 namespace emulation {
 
