@@ -68,7 +68,7 @@ class Layout:
     """How text is cut into pieces, documents and splits.
 
     Attributes:
-        shards: the documents of "train" go to shard 0, 1, ... in turn, piece by piece.
+        shards: each document of "train" goes to the shard with the least text so far, piece by piece.
         document_per_line: each line is a document; else blank lines separate documents.
         piece_bytes: of text in a piece.
         held_out: numbers (from 1 on) of the documents of "train" that make up "valid".
@@ -87,15 +87,17 @@ def cut_into_pieces(stream: str, files: Sequence[Path], layout: Layout) -> Itera
         UserError: a file cannot be read; with held-out documents also where it is not UTF-8.
     """
     shards = layout.shards if stream == "train" else 1
-    numbers, documents, inside, boundaries = itertools.count(), 0, False, 0
+    numbers, documents, inside, shard, sizes = itertools.count(), 0, False, 0, [0] * shards
     for file, path in enumerate(files):
         for chunk in read_chunks(path, layout.piece_bytes, layout.document_per_line):
             last = chunk.ends_file and file == len(files) - 1
-            yield Piece(stream, next(numbers), file, boundaries % shards, chunk, inside, documents, last)
+            if not inside:
+                shard = sizes.index(min(sizes))
+            sizes[shard] += len(chunk.data)
+            yield Piece(stream, next(numbers), file, shard, chunk, inside, documents, last)
             if stream == "train" and layout.held_out:
                 documents = documents_begun(chunk.lines(), layout.document_per_line, documents, inside)[-1]
             inside = not chunk.ends_document
-            boundaries += chunk.ends_document
 
 
 def documents_begun(lines: Iterable[str], document_per_line: bool, before: int = 0, inside: bool = False) -> list[int]:
@@ -106,6 +108,34 @@ def documents_begun(lines: Iterable[str], document_per_line: bool, before: int =
         begun.append(begun[-1] + (not blank and (document_per_line or not inside)))
         inside = not blank
     return begun
+
+
+def check_shards(stream: str, files: Sequence[Path], layout: Layout) -> None:
+    """Read a split's files until each shard has a document, which fairseq needs to train on it.
+
+    Raises:
+        UserError: a shard stays without one; or a file cannot be read.
+    """
+    filled = set()
+    for piece in cut_into_pieces(stream, files, layout):
+        if piece.shard not in filled and _has_document(piece, layout):
+            filled.add(piece.shard)
+        if len(filled) == (layout.shards if stream == "train" else 1):
+            return
+    if not filled:
+        raise UserError(f"{files[0]}: no text for {stream}, only white space; give UTF-8 text")
+    lines = "" if layout.document_per_line else ", or --documents lines where each line is a document"
+    raise UserError(
+        f"--shards {layout.shards}: the training text fills only {len(filled)} of them, since documents stay whole and "
+        f"small ones stay together by {layout.piece_bytes // 1024} KiB; use --shards {len(filled)}{lines}"
+    )
+
+
+def _has_document(piece: Piece, layout: Layout) -> bool:
+    """Whether some of the piece's text is not held out."""
+    lines = piece.chunk.lines()
+    begun = documents_begun(lines, layout.document_per_line, piece.documents_before, piece.inside)[1:]
+    return any(line.strip() and number not in layout.held_out for line, number in zip(lines, begun, strict=True))
 
 
 def count_documents(files: Sequence[Path], layout: Layout) -> int:
@@ -133,7 +163,7 @@ class Worker:
     def __call__(self, piece: Piece) -> None:
         lines = piece.chunk.lines()
         begun = documents_begun(lines, self.layout.document_per_line, piece.documents_before, piece.inside)
-        lines, begun = self._separated(piece, lines, begun[1:])
+        lines, begun = self._separated(piece, lines, begun)
         tokens, lengths = self._encode(lines)
         splits = np.where(np.isin(begun, list(self.layout.held_out)), "valid", piece.stream)
         arrays, counts = {}, {}
@@ -149,7 +179,8 @@ class Worker:
             np.savez(file, about=np.array(json.dumps(about)), **arrays)
 
     def _separated(self, piece: Piece, lines: list[str], begun: list[int]) -> tuple[list[str], np.ndarray]:
-        """The lines with a blank one behind each document, where the file has none."""
+        """The lines with a blank one behind each document, where the file has none, and the document of each."""
+        last, begun = begun[-1], begun[1:]
         if self.layout.document_per_line:
             pairs = [
                 (text, number)
@@ -158,8 +189,8 @@ class Worker:
                 for number in (number,)
             ]
             lines, begun = [text for text, _ in pairs], [number for _, number in pairs]
-        elif piece.chunk.ends_file and not piece.ends_stream and lines and lines[-1].strip():
-            lines, begun = [*lines, ""], [*begun, begun[-1]]
+        elif piece.chunk.ends_file and not piece.ends_stream and (lines[-1].strip() if lines else piece.inside):
+            lines, begun = [*lines, ""], [*begun, last]
         return lines, np.array(begun, dtype=np.int64)
 
     def _encode(self, lines: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -312,11 +343,11 @@ class Parts:
         Raises:
             OSError: they cannot be written.
         """
-        index = prefix.with_name(f"{prefix.name}.idx")
-        if index.exists():
+        data, index = (prefix.with_name(f"{prefix.name}.{kind}") for kind in ("bin", "idx"))
+        if data.exists() and index.exists():
             return
         lengths = [np.zeros(0, np.int32)]
-        with replacing(prefix.with_name(f"{prefix.name}.bin")) as file:
+        with replacing(data) as file:
             for path, about in zip(self._paths, self.about(), strict=True):
                 if shard in (None, about["shard"]) and split in about["counts"]:
                     with np.load(path) as part:

@@ -6,7 +6,6 @@ the second optional) replaces or adds addresses and says what you expect. MRPC h
 TSV files into GLUE_DIR/MRPC by hand, or give an archive of your own.
 """
 
-import hashlib
 import http.client
 import json
 import os
@@ -15,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from rt_plugin.tasks.glue_specs import TASKS, GlueTask
 
 from .errors import UserError
-from .files import replacing
+from .files import replacing, sha256
 
 CHECKSUMS_FILE = "checksums.json"
 _GLUE = "https://dl.fbaipublicfiles.com/glue/data"
@@ -35,6 +35,7 @@ URLS = {
 _CHUNK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
 _SECONDS_BETWEEN_PROGRESS = 5.0
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, UnicodeDecodeError)  # zipfile raises all of them
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def download(
         report: takes lines of progress.
 
     Raises:
-        UserError: a task has no address, the server cannot be reached, a file is not the expected one, or the disk
-            cannot be written. What was received stays, and the next attempt goes on from there.
+        UserError: a task has no address, the server cannot be reached, a file is damaged or not the expected one, or
+            the disk cannot be written. What an interrupted download received stays, and the next attempt goes on there.
     """
     if names and (missing := [name for name in names if name not in sources and not (glue_dir / name).is_dir()]):
         raise UserError(f"{missing[0]}: no address known; put its files into {glue_dir / missing[0]}, or use --urls")
@@ -91,12 +92,18 @@ def _download_task(task: GlueTask, glue_dir: Path, source: Source, report: Calla
     archive = glue_dir / f".{task.name}-{name}.part"
     report(f"{task.name}: downloading {source.url}")
     _receive(source.url, archive, report)
-    _check(archive, source, glue_dir / CHECKSUMS_FILE, report)
+    record = glue_dir / CHECKSUMS_FILE
+    recorded = json.loads(record.read_text()) if record.is_file() else {}
+    digest = _check(archive, source.url, source.sha256 or recorded.get(source.url))
     partial = glue_dir / f".{task.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         _unpack(archive, task, partial, source.url)
+        if source.sha256 is None and source.url not in recorded:  # not before it is known to be whole
+            report(f"  SHA-256 {digest}: not known before, recorded in {record}")
+            with replacing(record) as file:
+                file.write(json.dumps({**recorded, source.url: digest}, indent=2).encode())
         os.replace(partial, glue_dir / task.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -137,35 +144,30 @@ def _copy(response, file, expected: int, report: Callable[[str], None]) -> None:
             report(f"  {file.tell() / 2**20:.0f} of {expected / 2**20:.0f} MiB")
 
 
-def _check(archive: Path, source: Source, record: Path, report: Callable[[str], None]) -> None:
-    """Compare the file with the checksum that was given, or was recorded by an earlier download; else record it."""
-    found = _sha256(archive)
-    recorded = json.loads(record.read_text()) if record.is_file() else {}
-    expected = source.sha256 or recorded.get(source.url)
+def _check(archive: Path, url: str, expected: str | None) -> str:
+    """The SHA-256 of the file; one that is not the expected file is removed."""
+    found = sha256(archive)
     if expected is not None and found != expected.lower():
         archive.unlink()
-        raise UserError(f"{source.url}: SHA-256 {found}, expected {expected}; it is another file, and was removed")
-    if expected is None:
-        report(f"  SHA-256 {found}: not known before, recorded in {record}")
-        with replacing(record) as file:
-            file.write(json.dumps({**recorded, source.url: found}, indent=2).encode())
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        raise UserError(f"{url}: SHA-256 {found}, expected {expected}; it is another file, and was removed")
+    return found
 
 
 def _unpack(archive: Path, task: GlueTask, folder: Path, url: str) -> None:
     """Write the task's official files into a folder: members of a zip file, or the one file itself."""
-    if not zipfile.is_zipfile(archive):
-        if len(task.files) != 1 or url.endswith(".zip"):
-            raise UserError(f"{url}: not a zip file; expected one with {', '.join(task.files.values())}")
+    if not zipfile.is_zipfile(archive) and len(task.files) == 1 and not url.endswith(".zip"):
         shutil.copyfile(archive, folder / next(iter(task.files.values())))
         return
+    try:
+        _unzip(archive, task, folder, url)
+    except _DAMAGED as error:
+        raise UserError(
+            f"{url}: not a zip file, or a damaged one ({error}), and was removed; expected one with "
+            f"{', '.join(task.files.values())}; run the same command again, or give another address with --urls"
+        ) from None
+
+
+def _unzip(archive: Path, task: GlueTask, folder: Path, url: str) -> None:
     with zipfile.ZipFile(archive) as members:
         # the official archives hold other versions of the files in deeper folders
         names = sorted(members.namelist(), key=lambda name: name.count("/"), reverse=True)

@@ -3,7 +3,7 @@
     OUT/dict.txt, sentencepiece.bpe.model, text_normalization.json   the tokenizer (or GPT-2's encoder.json, vocab.bpe)
     OUT/{train,valid,test}.{bin,idx}                                 the data
     OUT/shard0/..., OUT/shard1/...                                   with --shards: tokenizer and data by shards
-    OUT/manifest.json                                                inputs with checksums, options, counts, versions
+    OUT/manifest.json                                                inputs with checksums, options, counts, files
 
 The data are those of sentencepiece encoding and fairseq-preprocess, token for token. An interrupted run continues when
 it is started again; text files may be compressed (.gz, .xz, .zst).
@@ -15,7 +15,6 @@ Example: python scripts/prepare_corpus.py examples/quickstart/train.txt --valid 
 import argparse
 import contextlib
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -29,14 +28,15 @@ from pathlib import Path
 
 from . import commands, text
 from ._version import __version__
-from .corpus import Layout, Parts, count_documents, encode_stream, explained_write_errors
+from .corpus import Layout, Parts, check_shards, count_documents, encode_stream, explained_write_errors
 from .corpus_encoders import GPT2_FILES, TOKENIZER_FILES, gpt2_dictionary, load_line_encoder
 from .errors import UserError
-from .files import replacing
+from .files import replacing, sha256
 from .model_folder import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE, copy_files
 
 MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "valid", "test")
+_DATA_FILES = tuple(f"{split}.{kind}" for split in SPLITS for kind in ("bin", "idx"))
 _PLAN_FILE = "plan.json"
 _PARTS_FOLDER = "parts"  # of what an interrupted run continues from
 # What decides the data; the others (--workers, --fresh, where the files are) do not.
@@ -87,7 +87,13 @@ def _add_tokenizer_arguments(group: argparse._ArgumentGroup) -> None:
         "--vocab-size", type=commands.positive, metavar="N", help="train sentencepiece with this many pieces"
     )
     source.add_argument("--tokenizer", type=Path, help="a sentencepiece model, or a folder with one, to be used")
-    source.add_argument("--gpt2-bpe", nargs=2, type=Path, metavar=("ENCODER_JSON", "VOCAB_BPE"), help="use GPT-2 BPE")
+    source.add_argument(
+        "--gpt2-bpe",
+        nargs=2,
+        type=Path,
+        metavar=("ENCODER_JSON", "VOCAB_BPE"),
+        help="use GPT-2 BPE: for pretraining and from_pretrained; preparing GLUE needs sentencepiece",
+    )
     group.add_argument(
         "--dictionary",
         type=Path,
@@ -119,12 +125,13 @@ def prepare(args: argparse.Namespace, report: Callable[[str], None]) -> dict:
     started = time.monotonic()
     with explained_write_errors(args.out), _own_folder(args.out):
         plan = make_plan(args, report)
-        if manifest := _start_or_continue(args, plan):
+        if manifest := _finished(args, plan, report):
             report(f"{args.out}: prepared before from the same files with the same options, nothing to do")
             return manifest
-        _write_tokenizer(args, report)
         layout = make_layout(args, plan, report)
         parts = args.out / _PARTS_FOLDER
+        _write_json(parts / _PLAN_FILE, plan)
+        _write_tokenizer(args, report)
         for split in SPLITS:
             if files := getattr(args, split):
                 encode_stream(split, files, layout, args.out, parts, args.workers, report)
@@ -167,11 +174,7 @@ def _describe(path: Path, report: Callable[[str], None]) -> dict:
         raise UserError(f"{path}: the file is empty; leave it out")
     if size > 2**32:
         report(f"{path}: reading {size / 2**30:.0f} GiB for its checksum")
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return {"path": str(path), "bytes": size, "sha256": digest.hexdigest()}
+    return {"path": str(path), "bytes": size, "sha256": sha256(path)}
 
 
 def _tokenizer_sources(args: argparse.Namespace) -> list[Path]:
@@ -187,8 +190,8 @@ def _model_file(tokenizer: Path) -> Path:
     return tokenizer / TOKENIZER_FILE if tokenizer.is_dir() else tokenizer
 
 
-def _start_or_continue(args: argparse.Namespace, plan: dict) -> dict | None:
-    """Make the folder ready; returns the manifest where all is done.
+def _finished(args: argparse.Namespace, plan: dict, report: Callable[[str], None]) -> dict | None:
+    """The manifest where all is done; else the folder is ready for the work, or for what is left of it.
 
     Raises:
         UserError: the folder was made from other inputs or with other options, or by something else.
@@ -203,13 +206,34 @@ def _start_or_continue(args: argparse.Namespace, plan: dict) -> dict | None:
         foreign = sorted(p.name for p in out.iterdir() if p.name not in (".lock", _PARTS_FOLDER))
         if foreign and not args.fresh:
             raise UserError(f"{out}: holds {foreign[0]} but no prepared data; choose another --out, or --fresh")
-        _write_json(parts / _PLAN_FILE, plan)
         return None
     if changes := _changes(earlier, plan):
         raise UserError(f"{out}: was prepared differently ({'; '.join(changes)}); --fresh starts over")
+    if finished and (lost := _lost_files(out, finished)):
+        report(f"{out}: {', '.join(lost)}: missing or not of the size that was written; making the data again")
+        remove = _remove_data if set(lost).isdisjoint(TOKENIZER_FILES) else _remove_outputs
+        remove(out)  # all of it: a tokenizer trained again may differ
+        return None
     if finished:
         shutil.rmtree(parts, ignore_errors=True)  # a kill after the manifest leaves them
     return finished
+
+
+def _file_sizes(out: Path, names: Sequence[str]) -> dict[str, int]:
+    """The files of these names in OUT and its shards, relative to OUT, with their sizes."""
+    paths = [folder / name for folder in (out, *sorted(out.glob("shard[0-9]*"))) for name in names]
+    return {str(path.relative_to(out)): path.stat().st_size for path in paths if path.is_file()}
+
+
+def _lost_files(out: Path, manifest: dict) -> list[str]:
+    """The files of a manifest that are not there as they were written; the first manifests named none."""
+    sizes = _file_sizes(out, (*TOKENIZER_FILES, *_DATA_FILES))
+    return [name for name, size in manifest.get("files", {}).items() if sizes.get(name) != size]
+
+
+def _remove_data(out: Path) -> None:
+    for name in _file_sizes(out, _DATA_FILES):
+        (out / name).unlink()
 
 
 def _changes(earlier: dict, plan: dict) -> list[str]:
@@ -231,10 +255,11 @@ def _changed_files(name: str, old: list[dict], new: list[dict]) -> list[str]:
 
 
 def _remove_outputs(out: Path) -> None:
+    (out / MANIFEST_FILE).unlink(missing_ok=True)  # first: it says that all is there
+    _remove_data(out)
     for name in (_PARTS_FOLDER, *(p.name for p in out.glob("shard[0-9]*"))):
         shutil.rmtree(out / name, ignore_errors=True)
-    data = [f"{split}.{kind}" for split in SPLITS for kind in ("bin", "idx")]
-    for name in (MANIFEST_FILE, *TOKENIZER_FILES, *data):
+    for name in TOKENIZER_FILES:
         (out / name).unlink(missing_ok=True)
 
 
@@ -286,19 +311,24 @@ def make_layout(args: argparse.Namespace, plan: dict, report: Callable[[str], No
     """How the text is cut: some thousand pieces, at least sixteen a shard, of 64 KiB to 64 MiB.
 
     Raises:
-        UserError: more documents are to be held out than there are.
+        UserError: more documents are to be held out than there are; or a split or a shard has no text.
     """
     size = sum(file["bytes"] for file in plan["inputs"]["train"])
     piece_bytes = min(2**26, max(2**16, size // max(1024, 16 * args.shards)))
     layout = Layout(args.shards, args.documents == "lines", piece_bytes)
-    if not args.valid_documents:
-        return layout
-    report("counting documents")
-    documents = count_documents(args.train, layout)
-    if args.valid_documents >= documents:
-        raise UserError(f"--valid-documents {args.valid_documents}: there are only {documents} documents to train on")
-    held_out = random.Random(args.seed).sample(range(1, documents + 1), args.valid_documents)
-    return Layout(args.shards, layout.document_per_line, piece_bytes, frozenset(held_out))
+    if args.valid_documents:
+        report("counting documents")
+        documents = count_documents(args.train, layout)
+        if args.valid_documents >= documents:
+            raise UserError(
+                f"--valid-documents {args.valid_documents}: there are only {documents} documents to train on"
+            )
+        held_out = random.Random(args.seed).sample(range(1, documents + 1), args.valid_documents)
+        layout = Layout(args.shards, layout.document_per_line, piece_bytes, frozenset(held_out))
+    for split in SPLITS:
+        if files := getattr(args, split):
+            check_shards(split, files, layout)
+    return layout
 
 
 def shard_folders(out: Path, shards: int) -> list[Path]:
@@ -321,7 +351,7 @@ def _write_datasets(args: argparse.Namespace, parts: Path) -> None:
 
 def _results(args: argparse.Namespace, parts: Path) -> dict:
     """Counts by split and by file, the data's name for fairseq, and the versions of what made them."""
-    splits, files = {}, {}
+    splits, files, shards = {}, {}, [0] * args.shards
     for stream in SPLITS:
         names = [str(path) for path in getattr(args, stream)]
         files.update({name: Counter() for name in names})
@@ -329,10 +359,14 @@ def _results(args: argparse.Namespace, parts: Path) -> dict:
             for split, counts in about["counts"].items():
                 splits.setdefault(split, Counter()).update(counts)
                 files[names[about["file"]]].update(counts)
+                if split == "train":
+                    shards[about["shard"]] += counts["tokens"]
     return {
         "data": ":".join(map(str, shard_folders(args.out, args.shards))),
         "counts": {split: {**c, "unknown_rate": c["unknown"] / max(1, c["tokens"])} for split, c in splits.items()},
         "counts_by_file": files,
+        "tokens_by_shard": shards,
+        "files": _file_sizes(args.out, (*TOKENIZER_FILES, *_DATA_FILES)),
         "versions": {
             "rt_plugin": __version__,
             "python": platform.python_version(),
@@ -371,6 +405,9 @@ def format_counts(manifest: dict) -> str:
     for path, counts in manifest["counts_by_file"].items():
         if not counts.get("sentences"):
             lines.append(f"{path}: holds no text, only white space")
+    shards = manifest.get("tokens_by_shard", [])
+    if len(shards) > 1:
+        lines.append(f"tokens in a shard: {min(shards):,} to {max(shards):,}")
     return "\n".join([*lines, f"data for fairseq-train: {manifest['data']}"])
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import importlib
+import io
 import lzma
 import os
 import zlib
@@ -15,6 +16,7 @@ from .errors import UserError
 
 COMPRESSED = (".gz", ".xz", ".zst")
 _BROKEN_ARCHIVE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+_ZST_BYTES = 1024  # read at a time: no more than 32 MiB of text, however well it is compressed
 
 
 @contextlib.contextmanager
@@ -46,8 +48,44 @@ def _decompressed(raw: BinaryIO, suffix: str) -> BinaryIO:
     if suffix == ".xz":
         return lzma.LZMAFile(raw)
     if suffix == ".zst":
-        return importlib.import_module("zstandard").open(raw, "rb")
+        return io.BufferedReader(_ZstdFile(raw))
     return raw
+
+
+class _ZstdFile(io.RawIOBase):
+    """A .zst file decompressed, one frame after the other.
+
+    zstandard's own reader takes a file that is cut off for a whole one, and gives no lines.
+
+    Raises:
+        EOFError: the file ends inside a frame.
+    """
+
+    def __init__(self, raw: BinaryIO):
+        self._raw = raw
+        self._decompressor = importlib.import_module("zstandard").ZstdDecompressor()
+        self._frame = None  # between two frames
+        self._compressed = b""
+        self._text = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self._text:
+            self._compressed = self._compressed or self._raw.read(_ZST_BYTES)
+            if not self._compressed:
+                if self._frame:
+                    raise EOFError("it ends inside a frame")
+                return 0
+            self._frame = self._frame or self._decompressor.decompressobj()
+            self._text = memoryview(self._frame.decompress(self._compressed))
+            self._compressed = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        size = min(len(buffer), len(self._text))
+        buffer[:size], self._text = self._text[:size], self._text[size:]
+        return size
 
 
 def _import_zstandard(path: Path):

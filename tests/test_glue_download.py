@@ -52,9 +52,9 @@ def server():
     httpd.server_close()
 
 
-def archive(**members) -> bytes:
+def archive(method=zipfile.ZIP_STORED, **members) -> bytes:
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as file:
+    with zipfile.ZipFile(content, "w", method) as file:
         for name, text in members.items():
             file.writestr(name, text)
     return content.getvalue()
@@ -70,6 +70,10 @@ QNLI = archive(
         "../evil.tsv": "outside",
     }
 )
+
+
+def damaged(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes(20) + content[at + 20 :]
 
 
 @pytest.fixture
@@ -103,6 +107,36 @@ def test_prepare_downloads_what_is_missing(server, tokenizer_folder, tmp_path, c
     assert (tmp_path / "out" / "QNLI" / "glue.json").is_file()
     assert glue_data.main(command) == 0
     assert len(server["asked"]) == 1  # the second time, all is there
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        damaged(QNLI, QNLI.index(TRAIN.encode()) + 100),
+        damaged(
+            archive(zipfile.ZIP_DEFLATED, **{"QNLI/train.tsv": TRAIN, "QNLI/dev.tsv": "", "QNLI/test.tsv": ""}), 60
+        ),
+        damaged(QNLI, QNLI.index(b"PK\1\2")),
+        QNLI[: QNLI.index(b"PK\5\6")],
+    ],
+    ids=["stored bytes", "deflated bytes", "table of contents", "cut off"],
+)
+def test_damaged_archive_is_named_and_the_next_one_is_welcome(server, tokenizer_folder, tmp_path, capsys, content):
+    server["files"]["/QNLI.zip"] = content
+    (tmp_path / "urls.json").write_text(json.dumps({"QNLI": {"url": f"{server['url']}/QNLI.zip"}}))
+    arguments = [tmp_path / "glue", tmp_path / "out", "--model", tokenizer_folder, "--tasks", "QNLI"]
+    command = [str(a) for a in (*arguments, "--download", "--urls", tmp_path / "urls.json")]
+    assert glue_data.main(command) == 1
+    *_, last = capsys.readouterr().err.splitlines()
+    assert (
+        last.startswith(f"prepare_glue.py: error: {server['url']}/QNLI.zip: ") and "run the same command again" in last
+    )
+    assert listing(tmp_path / "glue") == set()
+    server["files"]["/QNLI.zip"] = QNLI
+    assert glue_data.main(command) == 0
+    assert json.loads((tmp_path / "glue" / "checksums.json").read_text()) == {
+        f"{server['url']}/QNLI.zip": hashlib.sha256(QNLI).hexdigest()
+    }
 
 
 def test_checksum_is_recorded_and_then_expected(server, fetch, tmp_path):
@@ -165,7 +199,7 @@ class TestBadInput:
         server["files"]["/QNLI.zip"] = content
         with pytest.raises(UserError, match=message):
             fetch()
-        assert not (tmp_path / "glue" / "QNLI").exists()
+        assert listing(tmp_path / "glue") == set()
 
     def test_no_server(self, tmp_path):
         sources = {"QNLI": glue_download.Source("http://127.0.0.1:1/QNLI.zip")}
