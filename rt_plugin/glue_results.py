@@ -4,6 +4,7 @@ Columns: model, task, lr, seed; epochs (trained), best_epoch (of the highest sco
 epoch: bits for classes, squared error of scores from 0 to 1 for regression); failed (0 or 1); majority (share of the
 most frequent class in the dev set); seconds; then for `score`, the headline number, and for every metric best_...
 (at best_epoch) and last_... (after the last epoch), as fractions. A second dev set has columns that end in _mismatched.
+`checkpoint`: the first digits of the pretrained checkpoint's SHA-256; files of earlier versions have no such column.
 Empty: the task has no such metric. "undefined": it has no value (a correlation with a constant).
 """
 
@@ -29,11 +30,12 @@ _RUN_COLUMNS = (
     *("model", "task", "lr", "seed", "epochs", "best_epoch", "train_loss", "failed", "majority", "seconds"),
 )
 _METRICS = (SCORE, *glue_metrics.METRICS)
-COLUMNS: tuple[str, ...] = (
-    *_RUN_COLUMNS,
+_METRIC_COLUMNS = (
     *(f"{when}_{name}" for name in _METRICS for when in WHEN),
     *(f"{when}_{name}_mismatched" for name in (SCORE, "accuracy") for when in WHEN),
 )
+_CHECKPOINT = "checkpoint"
+COLUMNS: tuple[str, ...] = (*_RUN_COLUMNS, *_METRIC_COLUMNS, _CHECKPOINT)
 _TASK_ORDER = {task.name: i for i, task in enumerate(TASKS)}
 
 
@@ -130,6 +132,7 @@ class Run:
         model, task, lr, seed: which run.
         failed: see `summarize`.
         values: column -> metric; nan where it is undefined; columns that the task does not have are left out.
+        checkpoint: that it began with (see above); empty where the file does not say.
     """
 
     model: str
@@ -138,6 +141,7 @@ class Run:
     seed: int
     failed: bool
     values: dict[str, float]
+    checkpoint: str = ""
 
 
 def read_csv(path: Path) -> list[Run]:
@@ -149,7 +153,7 @@ def read_csv(path: Path) -> list[Run]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            missing = [name for name in (*_RUN_COLUMNS, *_METRIC_COLUMNS) if name not in (reader.fieldnames or ())]
             if missing:
                 raise UserError(f"{path}: no column {missing[0]}; expected a CSV file written by finetune_glue.py")
             return [_read_row(path, reader.line_num, row) for row in reader]
@@ -160,11 +164,9 @@ def read_csv(path: Path) -> list[Run]:
 def _read_row(path: Path, line: int, row: dict[str, str]) -> Run:
     try:
         values = {
-            name: math.nan if row[name] == UNDEFINED else float(row[name])
-            for name in COLUMNS[len(_RUN_COLUMNS) :]
-            if row[name]
+            name: math.nan if row[name] == UNDEFINED else float(row[name]) for name in _METRIC_COLUMNS if row[name]
         }
-        failed = bool(int(row["failed"]))
-        return Run(row["model"], BY_NAME[row["task"]], float(row["lr"]), int(row["seed"]), failed, values)
+        task, failed, checkpoint = BY_NAME[row["task"]], bool(int(row["failed"])), row.get(_CHECKPOINT) or ""
+        return Run(row["model"], task, float(row["lr"]), int(row["seed"]), failed, values, checkpoint)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}, line {line}: {error!r}; expected a row written by finetune_glue.py") from None

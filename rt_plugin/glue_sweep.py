@@ -1,6 +1,7 @@
 """Fine-tunes a pretrained model on GLUE: every task, learning rate and seed, one CSV row a run.
 
     OUT/results.csv                          see rt_plugin/glue_results.py; complete after every run
+    OUT/sweep.json                           what all runs have in common; a command that differs from it is refused
     OUT/<TASK>/lr<LR>-seed<SEED>/            a model folder: checkpoint, dictionary, tokenizer
         train.log, dev_metrics.jsonl         fairseq's log, which begins with the command; metrics in full precision
         result.json                          the row; a run that has one is not run again
@@ -13,8 +14,9 @@ The defaults are those of RoBERTa (Liu et al. 2019, arXiv 1907.11692, table 10: 
 linear decay, weight decay 0.1, Adam with 0.9, 0.98, 1e-6, no clipping; 5 seeds) for all tasks alike, with the learning
 rates of the BERT miniatures (Turc et al. 2019, arXiv 1908.08962), which reach higher than RoBERTa's 1e-5, 2e-5, 3e-5
 for large models. Batches hold rows of similar length, out of 50 random batches at a time: with random batches up to two
-thirds of a batch of GLUE are padding. Options of fairseq-train after `--` replace any of them:
--- --weight-decay 0.01 --group-by-length 0.
+thirds of a batch of GLUE are padding. Options of fairseq-train after `--` replace these: -- --weight-decay 0.01
+--group-by-length 0. Not those that this command has an option for, nor those that would change the number of updates,
+from which the learning rate's schedule is worked out (--update-freq, --max-tokens and the like).
 """
 
 import argparse
@@ -39,9 +41,11 @@ from rt_plugin.tasks.glue_specs import TASKS, GlueTask
 
 from . import commands, glue_cell, glue_results
 from .checkpoint_options import model_options
+from .dictionaries import load_dictionary
 from .errors import UserError
-from .files import replacing
-from .glue_data import find_task, read_glue_file
+from .files import replacing, sha256
+from .glue_data import GLUE_FILE, find_task, read_glue_file
+from .model_folder import DICTIONARY_FILE, TOKENIZER_FILE
 
 LEARNING_RATES = (3e-5, 5e-5, 1e-4, 3e-4)
 SEEDS = (1, 2, 3, 4, 5)
@@ -52,8 +56,27 @@ SORTED_BATCHES = 50
 RESULT_FILE = "result.json"
 COMMAND_FILE = "command.txt"
 CSV_FILE = "results.csv"
+SWEEP_FILE = "sweep.json"
 KEEP = ("best", "all", "none")
+_CHECKSUM_DIGITS = 16
 _SECONDS_BETWEEN_PROGRESS = 60.0
+# options of fairseq-train that this command works out -> what sets them; None: nothing does
+_WORKED_OUT = {
+    "--batch-size": "--batch-size",
+    "--max-sentences": "--batch-size",
+    "--max-epoch": "--epochs",
+    "--max-update": "--epochs",
+    "--lr": "--lr",
+    "--seed": "--seeds",
+    "--save-dir": "OUT",
+    "--finetune-from-model": "--model",
+    "--update-freq": None,
+    "--max-tokens": None,
+    "--total-num-update": None,
+}
+# in which runs of one sweep differ, and between CPU and GPU
+_OF_A_RUN = ("--lr", "--seed", "--save-dir", "--warmup-updates", "--total-num-update", "--valid-subset", "--cpu")
+_FREE = ("--save-dir", "--cpu")
 # besides fairseq and torch, what a training would import later: torch._dynamo for the optimiser, two for the text
 _IMPORTED_BEFORE_FORKING = [glue_cell.__name__, "torch._dynamo", "sacremoses", "sentencepiece"]
 
@@ -96,17 +119,54 @@ def plan(args: argparse.Namespace) -> list[Cell]:
     """The cells of the command line, in the order of the CSV.
 
     Raises:
-        UserError: data or checkpoint are missing, or a cell was begun with other options.
+        UserError: data or checkpoint are missing or do not belong together, or an option cannot stand after `--`.
     """
+    refuse_worked_out(args.fairseq_options)
     model = model_options(args.model / args.checkpoint)
     tasks = chosen_tasks(args.data, args.tasks)
-    cells = [
+    for task in tasks:
+        check_tokenizer(args.data / task.name, args.model)
+    return [
         plan_cell(args, task, lr, seed, model)
         for task, lr, seed in itertools.product(tasks, sorted(set(args.lr)), sorted(set(args.seeds)))
     ]
-    for cell in cells:
-        _check_same_command(cell)
-    return cells
+
+
+def refuse_worked_out(fairseq_options: Sequence[str]) -> None:
+    """Refuse options, or abbreviations of them, that would contradict the schedule or the record of the sweep.
+
+    Raises:
+        UserError: there is one.
+    """
+    for word in fairseq_options:
+        option = word.split("=")[0]
+        found = next((name for name in _WORKED_OUT if option.startswith("--") and name.startswith(option)), None)
+        if found is None:
+            continue
+        if own := _WORKED_OUT[found]:
+            raise UserError(f"{option} after --: give {own} before -- instead")
+        raise UserError(
+            f"{option} after --: the number of updates is worked out from --epochs and --batch-size, and the learning "
+            "rate's schedule from it; leave it out"
+        )
+
+
+def check_tokenizer(data: Path, model: Path) -> None:
+    """Refuse a prepared task whose token ids mean other pieces than the model's.
+
+    Raises:
+        UserError: it is one.
+    """
+    pairs = {
+        DICTIONARY_FILE: (data / "input0" / DICTIONARY_FILE, lambda path: load_dictionary(path).symbols),
+        TOKENIZER_FILE: (data / TOKENIZER_FILE, Path.read_bytes),
+    }
+    for name, (there, read) in pairs.items():
+        if there.is_file() and (model / name).is_file() and read(there) != read(model / name):
+            raise UserError(
+                f"{data}: was prepared with another {name} than that in {model}, so its token ids mean other pieces; "
+                f"prepare it again, by scripts/prepare_glue.py with --model {model}"
+            )
 
 
 def plan_cell(args: argparse.Namespace, task: GlueTask, lr: float, seed: int, model: list[str]) -> Cell:
@@ -172,27 +232,85 @@ def user_dir() -> str:
     return str(package)
 
 
-def _check_same_command(cell: Cell) -> None:
-    path = cell.folder / COMMAND_FILE
-    if not path.is_file() or path.read_text() == f"{shlex.join(cell.command)}\n":
-        return
-    before, now = _options(shlex.split(path.read_text())), _options(cell.command)
-    raise UserError(
-        f"{cell.folder}: was begun with {' '.join(sorted(before - now)) or 'fewer options'}, found now "
-        f"{' '.join(sorted(now - before)) or 'fewer options'}; choose another OUT, or remove this folder"
-    )
+def describe_sweep(args: argparse.Namespace, cells: Sequence[Cell]) -> dict[str, str | int]:
+    """What all runs of an OUT folder have in common: name of a property -> its value.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    checkpoint = args.model / args.checkpoint
+    folders = {cell.task.name: args.data / cell.task.name for cell in cells}
+    return {
+        "name": args.name or checkpoint.parent.resolve().name,
+        "checkpoint": str(checkpoint),
+        "checkpoint sha256": checksum(checkpoint),
+        "epochs": args.epochs,
+        "batch size": args.batch_size,
+        "fairseq options": shlex.join(args.fairseq_options) or "none",
+        **{
+            f"{task} data sha256": checksum(folder / GLUE_FILE, folder / "input0" / DICTIONARY_FILE)
+            for task, folder in folders.items()
+        },
+    }
 
 
-def _options(command: Sequence[str]) -> set[str]:
-    """The options, each with what follows it."""
-    return {f"{a} {b}" for a, b in itertools.pairwise([*command, ""]) if a.startswith("--")}
+def checksum(*paths: Path) -> str:
+    """The first digits of the SHA-256 of files, one after the other.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    try:
+        return sha256(*paths)[:_CHECKSUM_DIGITS]
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+
+def record_sweep(out: Path, description: dict[str, str | int], cells: Sequence[Cell]) -> None:
+    """Write sweep.json, or add further tasks to it.
+
+    Raises:
+        UserError: the folder holds another sweep, by its sweep.json, or by its runs (earlier versions wrote no such
+            file).
+    """
+    path = out / SWEEP_FILE
+    try:
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; expected what finetune_glue.py wrote; remove the file") from None
+    different = [name for name, value in description.items() if before.get(name, value) != value]
+    if different:
+        begun, found = (", ".join(f"{name} {d[name]}" for name in different) for d in (before, description))
+        raise UserError(f"{out}: was begun with {begun}, found now {found}; choose another OUT folder")
+    _check_runs(out, cells)
+    with replacing(path) as file:
+        file.write(json.dumps({**before, **description}, indent=2).encode())
+
+
+def _check_runs(out: Path, cells: Sequence[Cell]) -> None:
+    planned = {cell.folder: cell.command for cell in cells}
+    for path in sorted(out.glob(f"*/lr*-seed*/{COMMAND_FILE}")):
+        free = _FREE if path.parent in planned else _OF_A_RUN
+        before = _options(shlex.split(path.read_text()), free)
+        now = _options(planned.get(path.parent, cells[0].command), free)
+        if before != now:
+            raise UserError(
+                f"{path.parent}: was begun with {' '.join(sorted(before - now)) or 'fewer options'}, found now "
+                f"{' '.join(sorted(now - before)) or 'fewer options'}; choose another OUT folder"
+            )
+
+
+def _options(command: Sequence[str], left_out: Sequence[str]) -> set[str]:
+    """The options, each with its value."""
+    pairs = itertools.pairwise([*command, "--"])
+    return {a if b.startswith("--") else f"{a} {b}" for a, b in pairs if a.startswith("--") and a not in left_out}
 
 
 class Sweep:
     """Runs cells, some at a time.
 
     Args:
-        name: of the model, for the CSV.
+        model: columns of the CSV that say which model it is.
         out: the OUT folder.
         cells: see `plan`.
         slots: for each run that may be under way at a time, the GPU that CUDA shall see, or None for the CPU.
@@ -204,7 +322,7 @@ class Sweep:
 
     def __init__(
         self,
-        name: str,
+        model: dict[str, str],
         out: Path,
         cells: Sequence[Cell],
         slots: Sequence[str | None],
@@ -213,7 +331,7 @@ class Sweep:
         keep_going: bool = False,
         report: Callable[[str], None] = commands.report,
     ):
-        self.name = name
+        self.model = model
         self.out = out
         self.cells = cells
         self.threads = threads
@@ -291,9 +409,10 @@ class Sweep:
         )
 
     def _row(self, cell: Cell, seconds: float, diverged: bool) -> dict:
-        row = {"model": self.name, "task": cell.task.name, "lr": cell.lr, "seed": cell.seed}
+        row = {"task": cell.task.name, "lr": cell.lr, "seed": cell.seed}
         entries = glue_results.read_dev_metrics(cell.folder)
         return {
+            **self.model,
             **row,
             "seconds": round(seconds, 1),
             **glue_results.summarize(cell.task, entries, cell.labels, diverged),
@@ -302,7 +421,7 @@ class Sweep:
     def _write_csv(self) -> None:
         """All finished runs of the OUT folder, also those of other tasks, learning rates and seeds."""
         rows = [json.loads(path.read_text()) for path in self.out.glob(f"*/lr*-seed*/{RESULT_FILE}")]
-        glue_results.write_csv(self.out / CSV_FILE, [{**row, "model": self.name} for row in rows])
+        glue_results.write_csv(self.out / CSV_FILE, [{**row, **self.model} for row in rows])
 
     def _remove_checkpoints(self, folder: Path) -> None:
         for path in folder.glob("checkpoint*.pt") if self.keep != "all" else ():
@@ -358,7 +477,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", default="checkpoint_best.pt", metavar="FILE", help="in it (default: %(default)s)"
     )
-    parser.add_argument("--name", help="the model's name in the CSV (default: its architecture)")
+    parser.add_argument("--name", help="the model's name in the CSV (default: that of its folder)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: every task that DATA holds")
     parser.add_argument("--lr", nargs="+", type=float, default=LEARNING_RATES, help="default: %(default)s")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, metavar="SEED", help="default: %(default)s")
@@ -394,20 +513,26 @@ def sweep(args: argparse.Namespace) -> None:
     """Run what the command line asks for.
 
     Raises:
-        UserError: see `plan` and `Sweep.run`; or another sweep is at work in OUT.
+        UserError: see `plan`, `record_sweep` and `Sweep.run`; or OUT is no folder, or another sweep is at work there.
     """
     cells = plan(args)
     slots = [args.gpus[i % len(args.gpus)] if args.gpus else None for i in range(args.jobs)]
-    name = args.name or model_options(args.model / args.checkpoint)[1]
     with _alone_in(args.out):
-        Sweep(name, args.out, cells, slots, args.threads, args.keep, args.keep_going).run()
+        description = describe_sweep(args, cells)
+        record_sweep(args.out, description, cells)
+        model = {"model": description["name"], "checkpoint": description["checkpoint sha256"]}
+        Sweep(model, args.out, cells, slots, args.threads, args.keep, args.keep_going).run()
     print(args.out / CSV_FILE)
 
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); give a folder as OUT") from None
+    with file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +61,12 @@ def finished(glue_dir, pretrained, tmp_path_factory):
 def read_rows(out: Path) -> list[dict]:
     with (out / "results.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def error_of(capsys) -> str:
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("finetune_glue.py: error: ")
+    return last
 
 
 def without_seconds(out: Path) -> list[dict]:
@@ -175,6 +182,78 @@ def test_runs_are_forked_from_a_process_without_threads(sweep, tmp_path):
     assert (tmp_path / "threads").read_text() == "1"
 
 
+class TestOneModelAndOneSetOfOptionsInAFolder:
+    """Everything but tasks, learning rates, seeds, and how many runs there are at a time."""
+
+    @pytest.fixture
+    def out(self, finished, tmp_path):
+        return shutil.copytree(finished, tmp_path / "out")
+
+    @pytest.fixture
+    def model(self, pretrained, tmp_path):
+        return shutil.copytree(pretrained, tmp_path / "mine")
+
+    def test_runs_of_another_model_are_refused(self, out, model, sweep, capsys):
+        options = ("--lr", "3e-4", "--epochs", "2", "--batch-size", "4", "--name", "B")
+        assert sweep(out, *GRID, "--tasks", "QNLI", "--model", model, *options) == 1
+        error = error_of(capsys)
+        assert "out: was begun with name tiny, checkpoint " in error and "another OUT folder" in error
+        for name, before, now in (("name", "tiny", "B"), ("epochs", 4, 2), ("batch size", 16, 4)):
+            begun, found = error.split("found now ")
+            assert f"{name} {before}" in begun and f"{name} {now}" in found
+        assert {row["model"] for row in read_rows(out)} == {"tiny"}
+
+    @pytest.mark.parametrize(
+        ("options", "difference"),
+        [
+            (("--epochs", "3"), "begun with epochs 4, found now epochs 3;"),
+            (("--", "--fp16"), "begun with fairseq options none, found now fairseq options --fp16;"),
+        ],
+    )
+    def test_other_options_for_further_seeds_are_refused(self, out, sweep, capsys, options, difference):
+        assert sweep(out, *GRID, "--tasks", "QNLI", "--lr", "1e-3", "--seeds", "4", *options) == 1
+        assert difference in error_of(capsys)
+
+    def test_a_folder_without_record_is_judged_by_its_runs(self, out, sweep, capsys):
+        """As earlier versions left it."""
+        record = json.loads((out / "sweep.json").read_text())
+        (out / "sweep.json").unlink()
+        assert sweep(out, *GRID, "--tasks", "QNLI", "--lr", "1e-3", "--seeds", "4", "--epochs", "3") == 1
+        error = error_of(capsys)
+        assert "was begun with --max-epoch 4, found now --max-epoch 3;" in error
+        assert not (out / "sweep.json").exists()
+        assert sweep(out, *GRID) == 0
+        assert "4 runs, 4 of them finished before" in capsys.readouterr().err
+        assert json.loads((out / "sweep.json").read_text()) == record
+
+    def test_checkpoint_or_data_that_changed_are_refused(self, model, sweep, glue_dir, tmp_path, capsys):
+        data, out = shutil.copytree(glue_dir / "out", tmp_path / "data"), tmp_path / "out"
+        grid = ("--model", model, "--tasks", "QNLI", "--lr", "1e-3", "--epochs", "1")
+
+        def run(*options):
+            return glue_sweep.main([str(part) for part in (data, out, *grid, *options)])
+
+        assert sweep(out, "--seeds", "1", *grid) == 0
+        paths = {"QNLI data sha256": data / "QNLI" / "glue.json", "checkpoint sha256": model / "checkpoint_best.pt"}
+        for what, path in paths.items():
+            before = path.read_bytes()
+            path.write_bytes(before + b" ")
+            capsys.readouterr()
+            assert run("--seeds", "2") == 1
+            assert f"out: was begun with {what} " in error_of(capsys)
+            path.write_bytes(before)
+        assert run("--seeds", "2", "--jobs", "2", "--threads", "1", "--keep", "none") == 0
+        rows = read_rows(out)
+        assert [(row["model"], row["seed"]) for row in rows] == [("mine", "1"), ("mine", "2")]
+        record = json.loads((out / "sweep.json").read_text())
+        assert {row["checkpoint"] for row in rows} == {record["checkpoint sha256"]}
+
+    def test_a_record_that_is_no_json(self, out, sweep, capsys):
+        (out / "sweep.json").write_text("{")
+        assert sweep(out, *GRID) == 1
+        assert "sweep.json: " in error_of(capsys)
+
+
 class TestFailedOrNot:
     @staticmethod
     def is_failed(task: str, last: dict, **options) -> int:
@@ -241,24 +320,66 @@ def test_structure_of_the_checkpoint_becomes_options(pretrained, tmp_path):
 
 
 class TestBadInput:
-    @staticmethod
-    def error(capsys) -> str:
-        *_, last = capsys.readouterr().err.splitlines()
-        assert last.startswith("finetune_glue.py: error: ")
-        return last
+    @pytest.mark.parametrize(
+        ("options", "instead"),
+        [
+            (("--batch-size", "4"), "give --batch-size before --"),
+            (("--max-sentences=4",), "give --batch-size before --"),
+            (("--max-epoch", "2"), "give --epochs before --"),
+            (("--max-update", "9"), "give --epochs before --"),
+            (("--fp16", "--lr", "1"), "give --lr before --"),
+            (("--seed", "7"), "give --seeds before --"),
+            (("--save-dir", "x"), "give OUT before --"),
+            (("--finetune-from-model", "x.pt"), "give --model before --"),
+            (("--update-freq", "2"), "worked out from --epochs and --batch-size"),
+            (("--max-tokens", "512"), "worked out from --epochs and --batch-size"),
+            (("--total-num-upd", "5"), "worked out from --epochs and --batch-size"),
+        ],
+    )
+    def test_options_after_the_dashes_that_would_break_the_schedule(self, sweep, tmp_path, capsys, options, instead):
+        assert sweep(tmp_path / "out", "--tasks", "QNLI", "--seeds", "1", "--lr", "1", "--", *options) == 1
+        option = next(word for word in options if word != "--fp16").split("=")[0]
+        assert f"error: {option} after --: " in (error := error_of(capsys)) and instead in error
+        assert not (tmp_path / "out").exists()
 
-    def test_other_options_in_the_same_folder(self, finished, sweep, capsys):
-        assert sweep(finished, *GRID, "--epochs", "7") == 1
-        error = self.error(capsys)
-        assert "was begun with --max-epoch 4 " in error and "found now --max-epoch 7 " in error
+    def test_data_of_another_tokenizer(self, pretrained, sweep, tmp_path, capsys):
+        model = shutil.copytree(pretrained, tmp_path / "model")
+        options = ("--tasks", "QNLI", "--lr", "1e-3", "--seeds", "1", "--epochs", "1", "--model", model)
+        first, second, *rest = (model / "dict.txt").read_text().splitlines(keepends=True)
+        for name, content in (
+            ("dict.txt", "".join((second, first, *rest)).encode()),
+            ("sentencepiece.bpe.model", (model / "sentencepiece.bpe.model").read_bytes() + b" "),
+        ):
+            before = (model / name).read_bytes()
+            (model / name).write_bytes(content)
+            assert sweep(tmp_path / "out", *options) == 1
+            error = error_of(capsys)
+            assert f"QNLI: was prepared with another {name} than that in {model}" in error
+            assert f"prepare_glue.py with --model {model}" in error
+            (model / name).write_bytes(before)
+
+    def test_counts_in_the_dictionary_do_not_matter(self, pretrained, glue_dir, tmp_path, monkeypatch):
+        model = shutil.copytree(pretrained, tmp_path / "model")
+        lines = (model / "dict.txt").read_text().splitlines()
+        (model / "dict.txt").write_text("".join(f"{line.split()[0]} 7\n" for line in lines))
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        arguments = (glue_dir / "out", tmp_path / "out", "--model", model)
+        assert glue_sweep.plan(glue_sweep.parse_arguments([str(part) for part in arguments]))
+
+    def test_out_is_a_file(self, sweep, tmp_path, capsys):
+        (tmp_path / "file").write_text("text")
+        assert sweep(tmp_path / "file", "--tasks", "QNLI") == 1
+        assert "file: cannot be written (File exists); give a folder as OUT" in error_of(capsys)
+        assert sweep(tmp_path / "file" / "in", "--tasks", "QNLI") == 1
+        assert "in: cannot be written (Not a directory)" in error_of(capsys)
 
     def test_task_that_is_not_prepared(self, sweep, tmp_path, capsys):
         assert sweep(tmp_path, "--tasks", "CoLA") == 1
-        assert "no prepared train and dev set of CoLA" in self.error(capsys)
+        assert "no prepared train and dev set of CoLA" in error_of(capsys)
 
     def test_missing_checkpoint(self, sweep, tmp_path, capsys):
         assert sweep(tmp_path, "--checkpoint", "gone.pt") == 1
-        assert "gone.pt: no such checkpoint" in self.error(capsys)
+        assert "gone.pt: no such checkpoint" in error_of(capsys)
 
     def test_file_that_is_no_checkpoint(self, tmp_path):
         (tmp_path / "model.pt").write_text("text")
@@ -269,7 +390,7 @@ class TestBadInput:
         with (finished / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             assert sweep(finished, *GRID) == 1
-        assert "another sweep is at work" in self.error(capsys)
+        assert "another sweep is at work" in error_of(capsys)
 
     def test_a_run_that_breaks_off_says_why_and_stops_the_sweep(self, sweep, tmp_path, capsys):
         assert (

@@ -3,10 +3,14 @@
 import csv
 import itertools
 import math
+from collections import defaultdict
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from rt_plugin import glue_report, glue_results
+from rt_plugin.tasks.glue_specs import BY_NAME
 
 
 def row(model, task, lr, seed, score, failed=0, last=None):
@@ -78,30 +82,111 @@ def test_average_is_over_the_tasks_of_all_models(report):
     assert "over 2 tasks: STS-B, RTE." in (report / "report.md").read_text()
 
 
+def results_of(rows, folder):
+    glue_results.write_csv(folder / "results.csv", rows)
+    return glue_report.collect(glue_results.read_csv(folder / "results.csv"))
+
+
 def test_differences(report):
     rows = {(r["task"], r["runs"]): r for r in read(report / "differences.csv")}
     assert {(r["model"], r["other"]) for r in rows.values()} == {("new", "base")}
-    best = rows["RTE", "best learning rate"]  # in pairs: -1, +8, -1
-    assert float(best["difference"]) == pytest.approx(2) and best["seeds"] == "3 in pairs"
-    assert (float(best["low"]), float(best["high"])) == (pytest.approx(-1), pytest.approx(8))
-    everywhere = rows["RTE", "all learning rates"]  # in pairs: -3, +16.5, -4
+    assert [runs for _, runs in rows] == ["all learning rates"] * 3 + ["best learning rate"] * 3
+    best = rows["RTE", "best learning rate"]
+    assert float(best["difference"]) == pytest.approx(64 - 62) and best["seeds"] == "3 and 3"
+    everywhere = rows["RTE", "all learning rates"]
     assert float(everywhere["difference"]) == pytest.approx(9.5 / 3)
     average = rows["average", "best learning rate"]
-    assert float(average["difference"]) == pytest.approx((2 + 20) / 2)
-    assert (float(average["low"]), float(average["high"])) == (pytest.approx(19 / 2), pytest.approx(28 / 2))
+    assert float(average["difference"]) == pytest.approx((2 + 20) / 2) and average["seeds"] == "2 tasks"
 
 
-def test_other_seeds_are_resampled_each_on_its_own(tmp_path):
-    def interval(b_seeds):
-        rows = [row("a", "RTE", 1e-4, s, v) for s, v in ((1, 0.5), (2, 0.7))]
-        rows += [row("b", "RTE", 1e-4, s, v) for s, v in zip(b_seeds, (0.6, 0.8), strict=True)]
-        glue_results.write_csv(tmp_path / "results.csv", rows)
-        results = glue_report.collect(glue_results.read_csv(tmp_path / "results.csv"))
-        found = glue_report.differences(results)[0]
-        return found.low, found.high, found.seeds
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_interval_is_welchs(seeds, tmp_path):
+    """Of means, the bootstrap's standard error is known; with it, the interval is that of Welch's t test."""
+    a, b = [0.60, 0.70, 0.62, 0.58, 0.75][:seeds], [0.5, 0.55, 0.51, 0.57, 0.5][:seeds]
+    rows = [row(m, "RTE", 1e-4, i, x) for m, scores in (("base", b), ("new", a)) for i, x in enumerate(scores)]
+    low, high = (100 * value for value in stats.ttest_ind(a, b, equal_var=False).confidence_interval())
+    for found in glue_report.differences(results_of(rows, tmp_path)):
+        assert [found.low, found.high] == pytest.approx([low, high], abs=0.02 * (high - low))
 
-    assert interval((1, 2)) == (pytest.approx(10), pytest.approx(10), "2 in pairs")
-    assert interval((1, 3)) == (pytest.approx(-10), pytest.approx(30), "2 and 2")
+
+def test_no_interval_without_a_second_seed_or_where_no_two_runs_differ(report, tmp_path):
+    rows = {(r["task"], r["runs"]): r for r in read(report / "differences.csv")}
+    for task in ("STS-B", "average"):
+        assert {rows[task, "best learning rate"][name] for name in ("low", "high")} == {"nan"}
+    assert "| new - base | STS-B | best learning rate | +20.0 | - | 1 and 1 |" in (report / "report.md").read_text()
+    same = [row(model, "RTE", 1e-4, seed, 0.527) for model in ("base", "new") for seed in (1, 2, 3)]
+    assert all(math.isnan(found.low) for found in glue_report.differences(results_of(same, tmp_path)))
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_intervals_of_equal_models_hold_zero_as_often_as_they_say(seeds):
+    """Scores of std 2 around the same mean, two tasks, three learning rates, 300 times over."""
+    random = np.random.default_rng(1)
+    tasks = (BY_NAME["CoLA"], BY_NAME["RTE"])
+    cells = list(itertools.product(("base", "new"), tasks, (1e-4, 3e-4, 1e-3), range(seeds)))
+    holds = defaultdict(list)
+    for _ in range(300):
+        scores = random.normal(0.7, 0.02, len(cells))
+        runs = [
+            glue_results.Run(*cell, failed=False, values={"best_score": x})
+            for cell, x in zip(cells, scores, strict=True)
+        ]
+        for found in glue_report.differences(glue_report.collect(runs)):
+            holds[found.runs, found.task].append(found.low <= 0 <= found.high)
+    assert len(holds) == 6
+    for (kind, task), values in holds.items():
+        assert np.mean(values) > 0.92, (kind, task)
+        assert np.mean(values) < 0.985 or kind == "best learning rate", (kind, task)  # which has its own luck
+
+
+def test_the_report_says_what_the_intervals_do_not_tell(report):
+    text = (report / "report.md").read_text()
+    assert "favours the model whose runs scatter more" in text
+    assert "not of the choice of the dev set's rows" in text
+
+
+def test_second_dev_set_of_mnli_at_the_best_learning_rate_of_the_first(tmp_path):
+    rows = []
+    for model, lr, score, second in (("base", 1e-4, 0.6, 0.5), ("base", 1e-3, 0.5, 0.7), ("new", 1e-4, 0.8, 0.9)):
+        for seed in (1, 2):
+            extra = {"best_score_mismatched": second + seed / 100, "last_score_mismatched": math.nan}
+            rows.append({**row(model, "MNLI", lr, seed, score), **extra})
+        rows.append(row(model, "RTE", lr, 1, 0.7))
+    results = results_of(rows, tmp_path)
+    table = {(r["model"], r["task"]): r for r in glue_report.table(results)}
+    assert [task for model, task in table if model == "base"] == ["MNLI", "MNLI-mm", "RTE", "average"]
+    second = table["base", "MNLI-mm"]
+    assert (second["best_lr"], second["median"], second["all_runs"]) == (1e-4, pytest.approx(51.5), 4)
+    assert table["base", "average"]["median"] == pytest.approx((60 + 70) / 2)
+    found = {(d.task, d.runs): d for d in glue_report.differences(results)}
+    assert found["MNLI-mm", "best learning rate"].difference == pytest.approx(40)
+    assert found["average", "best learning rate"].difference == pytest.approx((20 + 0) / 2)
+    text = glue_report.write_report(results, tmp_path / "report")
+    assert "over 2 tasks: MNLI, RTE." in text
+
+
+def test_runs_of_two_checkpoints_under_one_name_are_refused(tmp_path, capsys):
+    for name, checkpoint, seed in (("a", "0123abcd", 1), ("b", "4567ef89", 2), ("c", "", 3)):
+        run = {**row("m", "RTE", 1e-4, seed, 0.7), "checkpoint": checkpoint}
+        glue_results.write_csv(tmp_path / f"{name}.csv", [run])
+    a, b, c = (str(tmp_path / f"{name}.csv") for name in "abc")
+    out = ("--out", str(tmp_path / "report"))
+    assert glue_report.main([a, b, *out]) == 1
+    error = capsys.readouterr().err
+    assert "error: m: its runs are of two checkpoints, 0123abcd and 4567ef89" in error and "--name" in error
+    assert glue_report.main([a, c, *out]) == 0
+
+
+def test_csv_of_a_version_that_named_no_checkpoint(files, report, tmp_path):
+    for path in files:
+        rows = [{name: value for name, value in r.items() if name != "checkpoint"} for r in read(path)]
+        with (tmp_path / path.name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    arguments = [str(tmp_path / path.name) for path in files]
+    assert glue_report.main([*arguments, "--out", str(tmp_path / "report")]) == 0
+    assert (tmp_path / "report" / "report.md").read_text() == (report / "report.md").read_text()
 
 
 def test_report_is_printed_and_the_same_every_time(report, files, tmp_path, capsys):
