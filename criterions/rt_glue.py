@@ -33,11 +33,14 @@ class RtGlueCriterion(FairseqCriterion):
 
         Returns:
             the summed loss (nats, or squared error of scores from 0 to 1), the number of rows, and sums for the log:
-            all of them can be added up over batches and processes.
+            all of them can be added up over batches and processes. Zeros for an empty batch, which a process of
+            fairseq-validate gets where others have a batch more.
 
         Raises:
             UserError: the batch has no labels.
         """
+        if not sample:
+            return torch.zeros(()), 0, dict.fromkeys(("loss", "ntokens", "nsentences", "sample_size"), 0)
         if "target" not in sample:
             raise UserError(
                 "this split has no labels, so it has no loss; evaluate on a split with labels, such as valid"

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from fairseq import utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
@@ -21,7 +22,12 @@ class RtMaskedLMCriterion(FairseqCriterion):
         super().__init__(task)
 
     def forward(self, model, sample, reduce=True):
-        """Return (loss in nats summed over masked tokens, their number, sums to be logged)."""
+        """Return (loss in nats summed over masked tokens, their number, sums to be logged).
+
+        Zeros for an empty batch, which a process of fairseq-validate gets where others have a batch more.
+        """
+        if not sample:
+            return torch.zeros(()), 0, dict.fromkeys(("loss", "ncorrect", "ntokens", "nsentences", "sample_size"), 0)
         masked = sample["target"].ne(self.padding_idx)
         targets = sample["target"][masked]
         logits, _ = model(**sample["net_input"], masked_tokens=masked)

@@ -13,10 +13,11 @@ INTERRUPTED = 130  # what a shell reports for Ctrl-C
 def run(name: str, action: Callable[[], None], when_stopped: str = "stopped") -> int:
     """Do the work of the command `name`; returns its exit status.
 
-    A `UserError` is printed to standard error in one line, and `when_stopped` after Ctrl-C. SIGTERM counts as Ctrl-C,
-    so that `finally` blocks run.
+    A `UserError` is printed to standard error in one line, and `when_stopped` after Ctrl-C. SIGTERM and the end of the
+    terminal (SIGHUP, unless nohup has it ignored) count as Ctrl-C, so that `finally` blocks run.
     """
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    heeded = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, _interrupt) for number in heeded}
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.WARNING)  # importing fairseq leaves it at DEBUG, and matplotlib then lists every font
@@ -30,7 +31,8 @@ def run(name: str, action: Callable[[], None], when_stopped: str = "stopped") ->
         return INTERRUPTED
     finally:
         root.setLevel(level)
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     return 0
 
 

@@ -16,12 +16,13 @@ import sys
 import time
 import types
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, utils
 from fairseq.data import data_utils
 from fairseq.data.iterators import EpochBatchIterator
 from fairseq.distributed import utils as distributed_utils
@@ -395,14 +396,33 @@ def broadcast_between_processes(patches: Patches) -> None:
 
 
 @_repair
+def logs_of_several_processes(patches: Patches) -> None:
+    """fairseq-validate gathers the logs of its processes in a CUDA buffer of 16 KB for each (--all-gather-list-size):
+    on a CPU there is none, and a hundred batches do not fit. torch's own way has neither limit."""
+    all_gather_list = distributed_utils.all_gather_list
+
+    @functools.wraps(all_gather_list)
+    def gather(data, group=None, max_size=16384):
+        group = distributed_utils.get_global_group() if group is None else group
+        if not isinstance(group, torch.distributed.ProcessGroup):  # XLA's groups
+            return all_gather_list(data, group, max_size)
+        gathered = [None] * torch.distributed.get_world_size(group)
+        torch.distributed.all_gather_object(gathered, utils.move_to_cpu(data), group)
+        return gathered
+
+    patches.set(distributed_utils, "all_gather_list", gather)
+
+
+@_repair
 def process_count_on_resume(patches: Patches) -> None:
-    """A checkpoint tells how many batches each process has read of an epoch, not how many processes there were:
-    resumed with another number of them, batches are lost or read twice. The number is stored and the place is found."""
+    """A checkpoint tells how many batches each process has read of an epoch, not how many processes there were, nor
+    what batches: resumed with others, data are lost or read twice. The number of processes is stored, and the place
+    is found; other batches are refused."""
     state_dict, load_state_dict = EpochBatchIterator.state_dict, EpochBatchIterator.load_state_dict
 
     @functools.wraps(state_dict)
     def state_with_processes(self):
-        return {**state_dict(self), "num_shards": self.num_shards}
+        return {**state_dict(self), "num_shards": self.num_shards, "batches": _fingerprint_of_batches(self)}
 
     @functools.wraps(load_state_dict)
     def load_state_of_any_processes(self, state):
@@ -412,12 +432,25 @@ def process_count_on_resume(patches: Patches) -> None:
     patches.set(EpochBatchIterator, "load_state_dict", load_state_of_any_processes)
 
 
+def _fingerprint_of_batches(iterator: EpochBatchIterator) -> tuple[int, int, int]:
+    """How many batches an epoch has, a checksum of their sizes, and the seed of their order."""
+    sizes = np.fromiter(map(len, iterator.frozen_batches), dtype=np.int64)
+    return len(sizes), zlib.crc32(sizes.tobytes()), iterator.seed
+
+
 def _batches_of_each_process(state: dict, iterator: EpochBatchIterator) -> int:
     """How many batches of the epoch each process has to skip. The order of all batches does not depend on the number of
     processes, which read them in turn."""
     now = iterator.num_shards
     before = state.get("num_shards", now)  # checkpoints of fairseq itself do not have it
     batches = before * state.get("iterations_in_epoch", 0)
+    if batches and "batches" in state and tuple(state["batches"]) != _fingerprint_of_batches(iterator):
+        raise UserError(
+            f"the checkpoint was saved within an epoch, after {batches:,} of {state['batches'][0]:,} batches; with the "
+            f"options and data of now there are {len(iterator.frozen_batches):,} others, and data would be lost and "
+            "repeated; give the options of that training, --max-tokens, --batch-size and --seed among them "
+            "(rt-pretrain: --tokens-per-device, --processes), or begin the epoch again with --reset-dataloader"
+        )
     if before != now and batches and (batches % now or iterator.grouped_shuffling):
         usable = [str(n) for n in range(1, max(before, now) + 1) if batches % n == 0]
         why = "with --grouped-shuffling" if iterator.grouped_shuffling else f"{batches} is no multiple of {now}"
@@ -505,7 +538,8 @@ def unreadable_checkpoint(patches: Patches) -> None:
             others = sorted(p.name for p in Path(path).parent.glob("checkpoint*.pt") if p.name != Path(path).name)
             raise UserError(
                 f"checkpoint {path} cannot be read ({os.path.getsize(path):,} bytes; {_first_line(error)}): "
-                f"it is cut off, or not a checkpoint; use another (in the same folder: {', '.join(others) or 'none'})"
+                f"it is cut off, or not a checkpoint; use another (in the same folder: {', '.join(others) or 'none'}), "
+                f"for example with `ln -f ANOTHER {Path(path).name}` there"
             ) from error
 
     patches.set(checkpoint_utils, "load_checkpoint_to_cpu", load_readable_checkpoint)

@@ -1,8 +1,9 @@
 """A trained model as people pass it on: weights without the optimizer's state, in half precision, with a model card.
 
     OUT/checkpoint_best.pt        the weights
-    OUT/dict.txt, sentencepiece.bpe.model, text_normalization.json, label_dict.txt   what is needed to use them
-    OUT/README.md                 architecture, training, validation loss, the command
+    OUT/dict.txt, sentencepiece.bpe.model, text_normalization.json   what is needed to use them
+    OUT/label_dict.txt, glue.json   the same for a fine-tuned model
+    OUT/README.md                 architecture, training, validation loss or score, the command
 
 Absolute paths that the checkpoint remembers are cut down to their last part. Load OUT with
 RecurrentRobertaModel.from_pretrained, fine-tune it like any model folder.
@@ -21,10 +22,11 @@ import torch
 from . import commands
 from .errors import UserError
 from .files import replacing
+from .glue_data import GLUE_FILE
 from .model_folder import DICTIONARY_FILE, LABEL_DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE, copy_files
 
 EXPORTED_FILE = "checkpoint_best.pt"  # what from_pretrained loads unless told otherwise
-_BESIDE = (DICTIONARY_FILE, LABEL_DICTIONARY_FILE, TOKENIZER_FILE, NORMALIZATION_FILE)
+_BESIDE = (DICTIONARY_FILE, LABEL_DICTIONARY_FILE, TOKENIZER_FILE, NORMALIZATION_FILE, GLUE_FILE)
 PRECISIONS = ("float16", "bfloat16", "float32")
 
 
@@ -44,7 +46,8 @@ def export(model: Path, out: Path, checkpoint: str, precision: str, notes: Path 
     """Write the folder `out`.
 
     Raises:
-        UserError: a file is missing or unreadable, `out` is `model`, or weights do not fit the precision.
+        UserError: a file is missing or unreadable, `out` is `model` or a file or cannot be written, or weights do not
+            fit the precision.
     """
     source = model / checkpoint
     if not source.is_file():
@@ -52,6 +55,8 @@ def export(model: Path, out: Path, checkpoint: str, precision: str, notes: Path 
         raise UserError(f"{model}: no {checkpoint} there; checkpoints in this folder: {found}")
     if out.resolve() == model.resolve():
         raise UserError(f"{out}: is the folder of the training itself; give another one")
+    if out.is_file():
+        raise UserError(f"{out}: is a file; give the folder to write")
     text = _read_notes(notes) if notes else ""
     try:
         state = torch.load(source, map_location="cpu", weights_only=True)
@@ -67,12 +72,16 @@ def export(model: Path, out: Path, checkpoint: str, precision: str, notes: Path 
         "optimizer_history": state["optimizer_history"][-1:],
         "extra_state": {k: v for k, v in state["extra_state"].items() if k in ("train_iterator", "val_loss", "best")},
     }
-    copy_files([(model / name, name) for name in _BESIDE], out)
-    with replacing(out / EXPORTED_FILE) as file:
-        torch.save(slim, file)
-    size = (out / EXPORTED_FILE).stat().st_size
-    with replacing(out / "README.md") as file:
-        file.write(_model_card(out.name, slim, precision, size, _command(model), text).encode())
+    try:
+        copy_files([(model / name, name) for name in _BESIDE], out)
+        with replacing(out / EXPORTED_FILE) as file:
+            torch.save(slim, file)
+        size = (out / EXPORTED_FILE).stat().st_size
+        with replacing(out / "README.md") as file:
+            file.write(_model_card(out.name, slim, precision, size, _command(model), text).encode())
+    except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a full disk
+        reason = getattr(error, "strerror", "is the disk full?")
+        raise UserError(f"{out}: cannot be written ({reason}); give another folder, or make room") from None
     print(f"{out / EXPORTED_FILE}: {size / 1e6:.1f} MB, {source.stat().st_size / 1e6:.1f} MB before")
 
 
@@ -120,7 +129,8 @@ def _get(group, name: str):
 def _model_card(name: str, state: dict, precision: str, size: int, command: str, notes: str) -> str:
     cfg = state["cfg"]
     model, optimization = cfg["model"], cfg["optimization"]
-    loss = state["extra_state"].get("val_loss")
+    metric, value = cfg["checkpoint"]["best_checkpoint_metric"], state["extra_state"].get("val_loss")
+    unit = "; bits a masked token" if (_get(cfg["task"], "_name"), metric) == ("rt_masked_lm", "loss") else ""
     options = [f"{key}: {_get(model, key)}" for key in ("recurrence_direction", "recurrence_step_size")]
     rate = optimization["lr"][0] if isinstance(optimization["lr"], (list, tuple)) else optimization["lr"]
     rows = {
@@ -129,7 +139,7 @@ def _model_card(name: str, state: dict, precision: str, size: int, command: str,
         "parameters": f"{sum(v.numel() for v in state['model'].values()):,}",
         "updates": f"{state['optimizer_history'][-1]['num_updates']:,}",
         "learning rate": f"{rate:g}",
-        "validation loss": "" if loss is None else f"{loss:.3f} (in training; bits a masked token for `rt_masked_lm`)",
+        f"validation {metric}": "" if value is None else f"{value:.3f} (in training{unit})",
         "file": f"{precision}, {size / 1e6:.1f} MB",
     }
     table = "".join(f"| {key} | {value} |\n" for key, value in rows.items() if value)

@@ -9,6 +9,7 @@ file with a header, or other keys of a JSON lines file. If the rows have labels,
 
 import argparse
 import dataclasses
+import io
 import json
 import time
 import zipfile
@@ -122,8 +123,13 @@ def input_task(task: GlueTask, path: Path, texts: Sequence[str] | None) -> GlueT
     """The task as its rows stand in a file: JSON lines or TSV by the file's name, with other columns if given.
 
     Raises:
-        UserError: not as many columns as the model has texts.
+        UserError: not as many columns as the model has texts, or the task's rows cannot stand alone.
     """
+    if texts and task.group:
+        raise UserError(
+            f"--texts {' '.join(texts)}: rows of {task.name} belong together by {task.group}, which columns do not "
+            "tell; write them in the official layout and leave --texts out"
+        )
     if texts and len(texts) != len(task.texts):
         raise UserError(f"--texts {' '.join(texts)}: {len(texts)} given, the model reads {len(task.texts)}")
     if not texts and task.reader not in ("tsv", "jsonl"):
@@ -132,18 +138,27 @@ def input_task(task: GlueTask, path: Path, texts: Sequence[str] | None) -> GlueT
     return dataclasses.replace(task, reader=reader, **({"texts": tuple(texts), "headers": {}} if texts else {}))
 
 
+def _examples(task: GlueTask, split: str, path: Path) -> list[Example]:
+    """The rows of a file, at least one; this command leaves no broken row out."""
+    examples = list(read_examples(task, split, path, advice="correct the file"))
+    if not examples:
+        raise UserError(f"{path}: no rows; expected some to predict")
+    return examples
+
+
 def predict_rows(args: argparse.Namespace) -> None:
     """The subcommand `rows`."""
     model = Predictor(args.model, args.checkpoint, _on_gpu(args), args.batch_size)
     task = input_task(model.task, args.input, args.texts)
-    examples = list(read_examples(task, args.split, args.input))
+    examples = _examples(task, args.split, args.input)
     outputs = model.outputs(examples)
     names = predictions(task, outputs, examples)
     columns = [range(len(names)), names]
     if not task.is_regression:
         columns.append([f"{value:.4f}" for value in probabilities(outputs)])
     header = ("index", "prediction", "probability")[: len(columns)]
-    _write(args.out, "".join("\t".join(map(str, row)) + "\n" for row in (header, *zip(*columns, strict=True))))
+    lines = ("\t".join(map(str, row)) + "\n" for row in (header, *zip(*columns, strict=True)))
+    _write(args.out, "".join(lines).encode())
     print(f"{args.out}: {len(names):,} rows{_metrics(task, outputs, examples)}")
 
 
@@ -166,9 +181,11 @@ def write_submission(args: argparse.Namespace) -> None:
                 if name in files:
                     raise UserError(f"{folder}: a second model for {task.name}; give one model a task")
                 files[name] = text
-    with replacing(args.out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in files.items():
             archive.writestr(zipfile.ZipInfo(name), text)  # without the time: the same predictions, the same file
+    _write(args.out, content.getvalue())
     print(f"{args.out}: {', '.join(files)}")
     missing = [name for task in TASKS for name in task.submission.values() if name not in files]
     commands.report(f"for the official servers, which want all of theirs, these are missing: {', '.join(missing)}")
@@ -189,7 +206,7 @@ def submission_files(model: Predictor, task: GlueTask, glue_dir: Path) -> Iterat
                 continue
             raise UserError(f"{path}: no such file; expected the official {split} set of {task.name}")
         commands.report(f"{task.name}: {path}")
-        examples = list(read_examples(task, split, path))
+        examples = _examples(task, split, path)
         names = predictions(task, model.outputs(examples), examples)
         yield name, "".join(f"{line}\n" for line in SUBMISSION_FORMATS[task.submission_format](task, path, names))
 
@@ -232,10 +249,10 @@ def _idx(path: Path, row: dict) -> int:
 SUBMISSION_FORMATS = {"tsv": _tsv_lines, "jsonl": _jsonl_lines, "multirc": _multirc_lines}
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: bytes) -> None:
     try:
         with replacing(path) as file:
-            file.write(text.encode())
+            file.write(content)
     except OSError as error:
         raise UserError(f"{path}: cannot write the file ({error.strerror})") from None
 
@@ -274,7 +291,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _predict(args: argparse.Namespace) -> None:
+    if args.out.is_dir():  # found now, and not after minutes of predictions
+        raise UserError(f"{args.out}: is a folder; give the name of the file to write")
+    args.action(args)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     args = parse_arguments(argv)
-    return commands.run("predict_glue.py", lambda: args.action(args))
+    return commands.run("predict_glue.py", lambda: _predict(args))

@@ -37,10 +37,7 @@ class _Row:
     values: dict[str, Any]
 
     def error(self, found: str, expected: str) -> UserError:
-        return UserError(
-            f"{self.path}, line {self.number}: found {found}, expected {expected}; correct the line, or leave out "
-            "broken lines with --skip-broken-rows"
-        )
+        return UserError(f"{self.path}, line {self.number}: found {found}, expected {expected}")
 
     def get(self, key: str, kind: type | tuple[type, ...] = str) -> Any:
         """The value of a key; a JSON line may lack it or hold another type."""
@@ -54,7 +51,11 @@ class _Row:
 
 
 def read_examples(
-    task: GlueTask, split: str, path: Path, on_broken_row: Callable[[UserError], None] | None = None
+    task: GlueTask,
+    split: str,
+    path: Path,
+    on_broken_row: Callable[[UserError], None] | None = None,
+    advice: str = "correct the line, or leave out broken lines with --skip-broken-rows",
 ) -> Iterator[Example]:
     """Read a file of a task.
 
@@ -63,6 +64,7 @@ def read_examples(
         split: name of the split; only those named test* may be without labels.
         path: the file.
         on_broken_row: is told of each broken row, which is then left out; default: the first one raises.
+        advice: what to do about a broken row that raises; default: that of prepare_glue.py.
 
     Raises:
         UserError: the file is missing, empty or not UTF-8, lacks a column, or has a broken row (file, line, what was
@@ -75,7 +77,7 @@ def read_examples(
             examples = list(READERS[task.reader](task, split, path, number, line))
         except UserError as error:
             if on_broken_row is None:
-                raise
+                raise UserError(f"{error}; {advice}") from None
             on_broken_row(error)
             continue
         yield from examples
@@ -186,28 +188,36 @@ def _may_lack_labels(split: str) -> bool:
     return split.startswith("test")
 
 
+def _or_none(task: GlueTask, split: str) -> str:
+    return f", or no {task.label!r} at all" if _may_lack_labels(split) else ""
+
+
 def _label(task: GlueTask, split: str, row: _Row) -> int | float | None:
     """The class index or score of a row, by the table."""
     if task.label not in row.values and _may_lack_labels(split):
         return None
     value = row.get(task.label, (str, bool, int, float))
     if task.is_regression:
-        return _score(task, row, value)
+        return _score(task, split, row, value)
     # JSON has true, false and numbers where the table has names
     name = value if isinstance(value, str) else json.dumps(value)
     if name not in task.labels:
-        raise row.error(f"label {_shorten(name)} in {task.label}", f"one of {', '.join(task.labels)}")
+        raise row.error(
+            f"label {_shorten(name)} in {task.label}", f"one of {', '.join(task.labels)}{_or_none(task, split)}"
+        )
     return task.labels.index(name)
 
 
-def _score(task: GlueTask, row: _Row, value: str | float) -> float:
+def _score(task: GlueTask, split: str, row: _Row, value: str | float) -> float:
     low, high = task.score_range
     try:
         score = float(value)
     except ValueError:
         score = math.nan
     if not low <= score <= high:
-        raise row.error(f"score {_shorten(value)} in {task.label}", f"a number from {low:g} to {high:g}")
+        raise row.error(
+            f"score {_shorten(value)} in {task.label}", f"a number from {low:g} to {high:g}{_or_none(task, split)}"
+        )
     return score
 
 

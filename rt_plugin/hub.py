@@ -153,7 +153,7 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
     def classify(self, sentence: str, *addl_sentences: str, head: str = CLASSIFICATION_HEAD) -> tuple[str, float]:
         """The most probable label of a sentence or sentence pair, by name, and its probability.
 
-        What is longer than the model's positions is cut as in fine-tuning: of a pair, the longer text first.
+        What is longer than fine-tuning allowed (--max-positions) is cut as there: of a pair, the longer text first.
         """
         names = getattr(self.task, "label_names", None)
         if not names:
@@ -161,7 +161,7 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
                 "classify: this checkpoint has no class labels; use predict, or a model fine-tuned on classes"
             )
         texts = [torch.tensor(self._ids(text), dtype=torch.long) for text in (sentence, *addl_sentences)]
-        tokens = join_texts(texts, self.task.source_dictionary, self.model.max_positions())
+        tokens = join_texts(texts, self.task.source_dictionary, self.task.max_positions())
         with utils.model_eval(self.model), torch.no_grad():
             probabilities = self.predict(head, tokens).exp()[0]
         value, index = probabilities.max(dim=-1)

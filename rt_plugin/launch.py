@@ -3,6 +3,7 @@
     SAVE_DIR/checkpoint_*.pt, dict.txt, ...   the model folder; the same command again resumes
     SAVE_DIR/command.txt                      what was started
     SAVE_DIR/train.log, log.jsonl             all that fairseq-train said, and the numbers in it, one JSON object a line
+    SAVE_DIR/train1.log, ...                  what it said on other nodes
 
 Examples:
   rt-pretrain runs/corpus --recipe mini --save-dir runs/mini --dry-run
@@ -171,7 +172,7 @@ def check_data(data: str) -> None:
     """Refuse data that fairseq would stumble over after minutes, or in a later epoch.
 
     Raises:
-        UserError: a folder, the dictionary or a split is missing.
+        UserError: a folder, the dictionary or a split is missing or empty.
     """
     folders = [Path(name) for name in data.split(os.pathsep)]
     for number, folder in enumerate(folders):
@@ -185,6 +186,8 @@ def check_data(data: str) -> None:
                 f"data folder {folder}: no {missing[0]} there; expected {', '.join(names)}, as "
                 "scripts/prepare_corpus.py writes them"
             )
+        if empty := [name for name in names if name.endswith(".bin") and not (folder / name).stat().st_size]:
+            raise UserError(f"data folder {folder}: {empty[0]} is empty, no epoch can be trained on it; leave it out")
 
 
 def fairseq_options(args: argparse.Namespace, recipe: Recipe, devices: Devices) -> list[str]:
@@ -247,6 +250,16 @@ def launch_command(args: argparse.Namespace, devices: Devices, options: list[str
     return ["torchrun", *where, "-m", "rt_plugin.train_process", *options]
 
 
+_OUR_OPTIONS = {  # fairseq-train's -> what to give instead
+    "--save-dir": "--save-dir before the --",
+    "--max-update": "--updates",
+    "--total-num-update": "--updates",
+    "--warmup-updates": "--warmup-updates before the --",
+    "--seed": "--seed before the --",
+    "--log-format": "nothing, progress is read from it",
+}
+
+
 def refuse_wrong_launch(args: argparse.Namespace) -> None:
     """Refuse to be one of several processes, options that this program sets, and logs that nothing here can write.
 
@@ -261,6 +274,8 @@ def refuse_wrong_launch(args: argparse.Namespace) -> None:
                 f"{option.split('=')[0]} is worked out from --processes, --nodes, --batch-tokens and "
                 "--tokens-per-device; leave it out"
             )
+        if (name := option.split("=")[0]) in _OUR_OPTIONS:
+            raise UserError(f"{name} behind the -- is set by this program; use {_OUR_OPTIONS[name]}")
     writers = ("tensorboard", "tensorboardX")  # without either, fairseq warns and trains on
     if args.tensorboard and not any(importlib.util.find_spec(name) for name in writers):
         raise UserError("--tensorboard needs the package tensorboardX, not found here; pip install tensorboardX")
@@ -285,9 +300,10 @@ def run(args: argparse.Namespace) -> None:
         return
     try:
         with _own_folder(args.save_dir, args.node_rank) as lock:
-            with replacing(args.save_dir / "command.txt") as file:
-                file.write(f"{shlex.join(command)}\n".encode())
-            train(command, recipe, args.save_dir, lock)
+            if args.node_rank == 0:
+                with replacing(args.save_dir / "command.txt") as file:
+                    file.write(f"{shlex.join(command)}\n".encode())
+            train(command, recipe, args.save_dir, args.node_rank, lock)
     except OSError as error:
         raise UserError(f"--save-dir {args.save_dir}: cannot be written ({error.strerror or error})") from None
 
@@ -297,11 +313,15 @@ def _own_folder(folder: Path, node_rank: int) -> Iterator[int]:
     """Keep a second training of this node out of the folder; the training inherits the lock, and outlives a launcher
     that was killed."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".lock{node_rank}").open("w") as lock:
+    with (folder / f".lock{node_rank}").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{folder}: another training writes there; wait for it, or stop it") from None
+            lock.seek(0)
+            process = lock.read().strip() or "not known"
+            raise UserError(
+                f"{folder}: another training writes there (process {process}); wait for it, or stop it"
+            ) from None
         yield lock.fileno()
 
 
@@ -323,6 +343,9 @@ def dry_run(args: argparse.Namespace, recipe: Recipe, command: list[str]) -> Non
         last += ("--tensorboard-logdir", folder) if "--tensorboard-logdir" in command else ()
         records = list(_records([*command, "--save-dir", folder, *last], Path(folder) / "train.log"))
     speeds = [record["updates_per_second"] for record in records if record.get("updates_per_second")]
+    if args.node_rank:
+        print(f"dry run: node {args.node_rank} took part; node 0 reports")
+        return
     if not speeds:
         raise UserError("the dry run ended without an update; are there fewer training data than one batch?")
     hours = recipe.updates / speeds[-1] / 3600
@@ -333,10 +356,10 @@ def dry_run(args: argparse.Namespace, recipe: Recipe, command: list[str]) -> Non
     )
 
 
-def train(command: list[str], recipe: Recipe, save_dir: Path, lock: int) -> None:
-    """Run the command, which gets the open file `lock`; log and report what it says."""
+def train(command: list[str], recipe: Recipe, save_dir: Path, node_rank: int, lock: int) -> None:
+    """Run the command, which gets the open file `lock`; log and report what it says. The numbers come from node 0."""
     with (save_dir / "log.jsonl").open("a", encoding="utf-8") as log:
-        for record in _records(command, save_dir / "train.log", lock):
+        for record in _records(command, save_dir / f"train{node_rank or ''}.log", lock):
             log.write(json.dumps(record) + "\n")
             log.flush()
             print(progress_line(record, recipe.updates), flush=True)
@@ -404,6 +427,9 @@ def _started(command: list[str], lock: int | None) -> Iterator[subprocess.Popen]
         start_new_session=True,
         pass_fds=() if lock is None else (lock,),
     )
+    if lock is not None:
+        os.ftruncate(lock, 0)
+        os.write(lock, str(process.pid).encode())
     try:
         yield process
     finally:

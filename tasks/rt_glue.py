@@ -1,6 +1,7 @@
 """The fairseq task `rt_glue`: fine-tune on a GLUE task, or on other sentences and sentence pairs in the same layout."""
 
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -161,8 +162,11 @@ class RtGlueTask(FairseqTask):
         """Build the model with the positions of the checkpoint that the training starts from, and its head.
 
         Raises:
-            UserError: --max-positions is more than that checkpoint has.
+            UserError: --max-positions is more than that checkpoint has, or its token ids are not those of the data.
         """
+        start = None if from_checkpoint else starting_checkpoint(self.cfg)
+        if start is not None:
+            check_token_ids(self.dictionary, Path(self.cfg.data), start)
         positions = self._model_positions(cfg, from_checkpoint)
         self._positions = min(self.cfg.max_positions or positions, positions)
         with open_dict(cfg) if OmegaConf.is_config(cfg) else contextlib.nullcontext():
@@ -433,6 +437,26 @@ def starting_checkpoint(cfg: RtGlueConfig) -> Path | None:
     else:
         candidates = [own] + ([Path(cfg.finetune_from_model)] if cfg.finetune_from_model else [])
     return next((path for path in candidates if path.is_file()), None)
+
+
+def check_token_ids(dictionary: Dictionary, data: Path, checkpoint: Path) -> None:
+    """Compare the data's dictionary with the one beside the checkpoint, if there is one.
+
+    Raises:
+        UserError: the data were prepared with another tokenizer; its ids mean other pieces to the checkpoint.
+    """
+    path = checkpoint.with_name(DICTIONARY_FILE)
+    if not path.is_file():
+        return
+    other = load_dictionary(path)
+    other.add_symbol("<mask>")
+    pairs = itertools.zip_longest(dictionary.symbols, other.symbols)
+    different = next((i for i, (here, there) in enumerate(pairs) if here != there), None)
+    if different is not None:
+        raise UserError(
+            f"data folder {data}: token {different} is {dictionary[different]!r}, but {other[different]!r} in {path} "
+            f"beside the checkpoint; prepare the data with scripts/prepare_glue.py --model {checkpoint.parent}"
+        )
 
 
 def checkpoint_positions(path: Path, pad: int) -> int | None:

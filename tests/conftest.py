@@ -1,6 +1,7 @@
 """Fixtures: fairseq's commands as users run them, and a small corpus and model made once for the whole run."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,36 @@ def user_error(result) -> str:
     last = result.stderr.rstrip().splitlines()[-1]
     assert last.startswith("rt_plugin: error: "), result.stderr[-2000:]
     return last
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_two(command: str, *arguments) -> str:
+    """Run one of fairseq's commands as two processes that talk through gloo; returns what the first one printed."""
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [
+                *map(str, (Path(sys.executable).parent / command, *arguments)),
+                *("--distributed-rank", str(rank), "--distributed-world-size", "2", "--distributed-no-spawn"),
+                *("--distributed-init-method", f"tcp://127.0.0.1:{port}", "--distributed-backend", "gloo"),
+            ],
+            cwd=REPOSITORY,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output[-3000:]
+    return outputs[0]
 
 
 def sample_rows(split: str, count: int) -> list[list[str]]:

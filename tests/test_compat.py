@@ -322,11 +322,11 @@ class Numbers(torch.utils.data.Dataset):
         return index
 
 
-def read_numbers(processes, iterations=None, states=None, **options):
-    """What all processes read of an epoch of 24 batches, and their states afterwards."""
+def read_numbers(processes, iterations=None, states=None, batch_size=2, **options):
+    """What all processes read of an epoch of 48 numbers, and their states afterwards."""
     read, after = [], []
     for rank in range(processes):
-        batches = [[2 * i, 2 * i + 1] for i in range(24)]
+        batches = [list(range(i, i + batch_size)) for i in range(0, 48, batch_size)]
         iterator = EpochBatchIterator(
             Numbers(), list, batches, num_shards=processes, shard_id=rank, disable_shuffling=False, **options
         )
@@ -350,6 +350,25 @@ def test_process_count_on_resume(before, iterations, now):
     if before == now:
         return resume()
     assert "lost or repeated" in str(with_and_without("process_count_on_resume", resume))
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+@pytest.mark.parametrize("change", [{"batch_size": 4}, {"batch_size": 1}, {"seed": 5}], ids=str)
+def test_other_batches_within_an_epoch_are_refused(change):
+    """As another --max-tokens or --seed gives: what has been read of the epoch cannot be told by counting."""
+
+    def resume():
+        read, states = read_numbers(1, 8)
+        rest, _ = read_numbers(1, states=states, **change)
+        if sorted(read + rest) != list(range(48)):
+            raise AssertionError("lost or repeated")
+
+    with pytest.raises(UserError, match="give the options of that training, .* or begin the epoch again"):
+        resume()
+    with compat.without("process_count_on_resume"), pytest.raises(AssertionError, match="lost or repeated"):
+        resume()
+    _, states = read_numbers(1)  # at the end of an epoch nothing is in the way
+    assert len(read_numbers(1, states=states, **change)[0]) == 48
 
 
 def test_process_count_without_a_place_to_go_on_is_refused():

@@ -1,13 +1,16 @@
 """Passing a model on: the exported folder is small, says where it is from, and works like the original."""
 
 import json
+import resource
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from conftest import TRAINING, run_command
-from rt_plugin import export
+from conftest import ENVIRONMENT, REPOSITORY, TRAINING, run_command
+from rt_plugin import export, glue_predict
 from rt_plugin.model import RecurrentRobertaModel
 
 
@@ -80,6 +83,66 @@ def test_exported_model_validates_and_is_fine_tuned(trained, exported, data_bin,
     assert (tmp_path / "checkpoint_last.pt").is_file()
 
 
+@pytest.fixture(scope="module")
+def fine_tuned(glue_dir, pretrained, tmp_path_factory):
+    """A QNLI classifier and what was exported of it."""
+    folder = tmp_path_factory.mktemp("fine_tuned")
+    run_command(
+        *("fairseq-train", glue_dir / "out" / "QNLI", "--user-dir", "rt_plugin", "--task", "rt_glue"),
+        *("--criterion", "rt_glue", "--arch", "recurrent_roberta_tiny", "--optimizer", "adam", "--lr", "1e-3"),
+        *("--finetune-from-model", pretrained / "checkpoint_best.pt", "--max-update", "2", "--batch-size", "8"),
+        *("--cpu", "--num-workers", "0", "--no-epoch-checkpoints", "--save-dir", folder / "model"),
+        *("--best-checkpoint-metric", "score", "--maximize-best-checkpoint-metric"),
+    )
+    assert export.main([str(folder / "model"), str(folder / "exported")]) == 0
+    return folder / "model", folder / "exported"
+
+
+def test_exported_classifier_predicts_and_validates(fine_tuned, glue_dir, tmp_path, capsys):
+    for folder in fine_tuned:
+        model = RecurrentRobertaModel.from_pretrained(str(folder))
+        assert model.task.label_names == ["entailment", "not_entailment"]
+        arguments = ("rows", folder, glue_dir / "QNLI" / "dev.tsv", tmp_path / f"{folder.name}.tsv", "--cpu")
+        assert glue_predict.main([*map(str, arguments), "--split", "valid"]) == 0
+    before, after = (
+        [float(line.split("\t")[2]) for line in (tmp_path / f"{folder.name}.tsv").read_text().splitlines()[1:]]
+        for folder in fine_tuned
+    )
+    assert len(before) == 30 and after == pytest.approx(before, abs=1e-2)
+    accuracy = capsys.readouterr().out.split("accuracy ")[-1].strip()
+    result = run_command(
+        *("fairseq-validate", glue_dir / "out" / "QNLI", "--user-dir", "rt_plugin", "--task", "rt_glue", "--cpu"),
+        *("--path", fine_tuned[1] / "checkpoint_best.pt", "--batch-size", "8", "--log-format", "json"),
+    )
+    (line,) = (line for line in result.stdout.splitlines() if "| valid | {" in line)
+    assert float(json.loads(line[line.index("{") :])["valid_accuracy"]) == pytest.approx(float(accuracy), abs=1e-3)
+
+
+def test_model_card_names_the_metric_of_the_best_checkpoint(fine_tuned, exported):
+    entry = json.loads((fine_tuned[0] / "dev_metrics.jsonl").read_text().splitlines()[-1])
+    card = (fine_tuned[1] / "README.md").read_text()
+    assert f"| validation score | {entry['score']:.3f} (in training) |" in card and "loss" not in card
+    loss = torch.load(exported / "checkpoint_best.pt", weights_only=True)["extra_state"]["val_loss"]
+    assert (
+        f"| validation loss | {loss:.3f} (in training; bits a masked token) |" in (exported / "README.md").read_text()
+    )
+
+
+def test_full_disk_is_named(trained, tmp_path):
+    """A file size limit stands in for it."""
+    result = subprocess.run(
+        [sys.executable, REPOSITORY / "scripts" / "export_model.py", trained, tmp_path],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
+    )
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert f"{tmp_path}: cannot be written (is the disk full?)" in result.stderr.splitlines()[-1]
+    assert not list(tmp_path.glob("checkpoint*"))
+
+
 def test_what_cannot_be_exported_is_named(trained, tmp_path, capsys):
     def error(*arguments):
         assert export.main([str(argument) for argument in arguments]) == 1
@@ -89,6 +152,10 @@ def test_what_cannot_be_exported_is_named(trained, tmp_path, capsys):
         trained, tmp_path / "out", "--checkpoint", "other.pt"
     )
     assert "is the folder of the training itself" in error(trained, trained)
+    (tmp_path / "file").write_text("mine")
+    assert "file: is a file; give the folder to write" in error(trained, tmp_path / "file")
+    assert "file/out: cannot be written (Not a directory)" in error(trained, tmp_path / "file" / "out")
+    assert (tmp_path / "file").read_text() == "mine"
     assert "nowhere.md: cannot be read" in error(trained, tmp_path / "out", "--notes", tmp_path / "nowhere.md")
     folder = shutil.copytree(trained, tmp_path / "large")
     state = torch.load(folder / "checkpoint_best.pt", weights_only=True)

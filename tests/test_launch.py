@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from conftest import REPOSITORY
+from conftest import REPOSITORY, free_port
 from rt_plugin import launch
 from rt_plugin.recipes import RECIPES
 
@@ -105,6 +106,7 @@ def test_several_nodes(capsys, monkeypatch):
         (("--batch-tokens", 200, "--processes", 2), "a batch of 200 tokens is less than one sequence of 128 tokens"),
         (("--", "--distributed-world-size", 2), "--distributed-world-size is worked out from --processes"),
         (("--", "--update-freq=4"), "--update-freq is worked out from"),
+        (("--", "--max-update", 5), "--max-update behind the -- is set by this program; use --updates"),
     ],
 )
 def test_options_that_make_no_sense_are_named(options, message, capsys, data_bin):
@@ -124,6 +126,9 @@ def test_data_that_are_not_there_are_named(data_bin, tmp_path, capsys):
     (tmp_path / "shard1").mkdir()
     assert "shard1: no train.bin there" in error_of(capsys, f"{data_bin}:{tmp_path / 'shard1'}", *rest)
     assert "expected train.bin, train.idx, dict.txt, valid.bin" in error_of(capsys, tmp_path / "shard1", *rest)
+    (tmp_path / "shard1" / "train.bin").touch()
+    (tmp_path / "shard1" / "train.idx").touch()
+    assert "shard1: train.bin is empty" in error_of(capsys, f"{data_bin}:{tmp_path / 'shard1'}", *rest)
 
 
 def test_torchrun_around_the_launcher_is_refused(data_bin, capsys, monkeypatch):
@@ -134,7 +139,10 @@ def test_torchrun_around_the_launcher_is_refused(data_bin, capsys, monkeypatch):
 def test_second_training_in_the_folder_is_refused(data_bin, tmp_path, capsys):
     with (tmp_path / ".lock0").open("w") as lock:  # as a training holds it
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "another training writes there" in error_of(capsys, data_bin, "--recipe", "tiny", "--save-dir", tmp_path)
+        lock.write("123")
+        lock.flush()
+        error = error_of(capsys, data_bin, "--recipe", "tiny", "--save-dir", tmp_path)
+        assert "another training writes there (process 123); wait for it, or stop it" in error
     assert not (tmp_path / "command.txt").exists()
 
 
@@ -193,6 +201,56 @@ def test_two_processes_train_as_one_with_two_steps(other, trained):
     assert mean_loss(trained / other) == pytest.approx(mean_loss(trained / "one"), rel=1e-5)
     for name, weight in one["model"].items():
         torch.testing.assert_close(two["model"][name], weight, rtol=0, atol=1e-5)
+
+
+def test_other_batches_of_another_number_of_processes_are_refused(data_bin, tmp_path):
+    """One process has all of the batch at a time, two have half of it each."""
+    options = (data_bin, *SMALL[:-1], "512", *SCHEDULE, "--save-dir", tmp_path)
+    pretrain(*options, "--updates", 3)
+    before = (tmp_path / "checkpoint_last.pt").read_bytes()
+    error = pretrain(*options, "--processes", 2, ok=False).stderr.splitlines()
+    assert len(error) == 1 and "saved within an epoch, after 3 of " in error[0], error
+    assert (tmp_path / "checkpoint_last.pt").read_bytes() == before
+
+
+def test_two_nodes_train_as_two_processes(trained, data_bin, tmp_path):
+    """Two launchers at the same moment and with the same folder, as on a cluster."""
+    where = ("--nodes", 2, "--master-port", free_port(), "--node-rank")
+    options = (data_bin, *SMALL, *SCHEDULE, "--save-dir", tmp_path, *where)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda rank: pretrain(*options, rank), (0, 1))
+    assert "update 6/6" in first.stdout and "update 6/6" not in second.stdout
+    nodes, processes = last_state(tmp_path)["model"], last_state(trained / "two")["model"]
+    assert [name for name in processes if not torch.equal(nodes[name], processes[name])] == []
+    assert "--node-rank=0" in (tmp_path / "command.txt").read_text()
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == len(
+        (trained / "two" / "log.jsonl").read_text().splitlines()
+    )
+    assert (tmp_path / "train1.log").stat().st_size
+
+
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGHUP))
+def test_training_ends_with_its_launcher(number, data_bin, tmp_path):
+    """SIGHUP: the terminal is closed."""
+    options = (
+        data_bin,
+        *SMALL,
+        "--updates",
+        3000,
+        "--save-interval",
+        1000,
+        "--log-interval",
+        1,
+        "--save-dir",
+        tmp_path,
+    )
+    script = [sys.executable, REPOSITORY / "scripts" / "pretrain.py", *options]
+    launcher = subprocess.Popen(list(map(str, script)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert any("update 1/" in line for line in launcher.stdout)
+    launcher.send_signal(number)
+    assert "interrupted; the same command resumes" in launcher.communicate(timeout=60)[1]
+    with (tmp_path / ".lock0").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody has it
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")

@@ -178,6 +178,48 @@ class TestBadInput:
         assert "1 given, the model reads 2" in self.error(capsys)
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.parametrize("task", ["COPA", "MultiRC"])
+    def test_own_columns_for_rows_that_belong_together(self, models, short_pairs, tmp_path, capsys, task):
+        assert predict("rows", models[task], short_pairs[1], tmp_path / "out", "--texts", "a", "b") == 1
+        assert f"--texts a b: rows of {task} belong together" in self.error(capsys)
+
+    def test_file_without_rows(self, models, tmp_path, capsys):
+        write_tsv(tmp_path / "QNLI" / "test.tsv", [("index", "question", "sentence")])
+        assert predict("rows", models["QNLI"], tmp_path / "QNLI" / "test.tsv", tmp_path / "out") == 1
+        assert f"{tmp_path}/QNLI/test.tsv: no rows" in self.error(capsys)
+        assert predict("submission", tmp_path, tmp_path / "out.zip", models["QNLI"]) == 1
+        assert f"{tmp_path}/QNLI/test.tsv: no rows" in self.error(capsys)
+
+    def test_broken_rows(self, models, glue_dir, tmp_path, capsys):
+        """This command leaves no row out, so it does not name prepare_glue's option for that."""
+        rows = [("question", "sentence", "label"), ("Who?", "He.", "entailment"), ("Who?", "She.", "yes")]
+        write_tsv(tmp_path / "foreign.tsv", rows)
+        write_tsv(tmp_path / "broken.tsv", [*rows[:2], ("Who?",)])
+        for split, expected in (
+            ("test", "expected one of entailment, not_entailment, or no 'label' at all; correct the file"),
+            ("valid", "expected one of entailment, not_entailment; correct the file"),
+        ):
+            assert predict("rows", models["QNLI"], tmp_path / "foreign.tsv", tmp_path / "out", "--split", split) == 1
+            assert self.error(capsys).endswith(f"foreign.tsv, line 3: found label 'yes' in label, {expected}")
+        assert predict("rows", models["QNLI"], tmp_path / "broken.tsv", tmp_path / "out") == 1
+        assert self.error(capsys).endswith("in 'Who?', expected 3 (question, sentence, label); correct the file")
+        write_json_lines(tmp_path / "COPA" / "test.jsonl", [{"premise": "He left.", "question": "why"}])
+        assert predict("submission", tmp_path, tmp_path / "out.zip", models["COPA"]) == 1
+        assert self.error(capsys).endswith("found question 'why', expected cause or effect; correct the file")
+
+    def test_output_that_is_a_folder(self, models, glue_dir, tmp_path, capsys):
+        """Found before the predictions, which may take long."""
+        assert predict("submission", glue_dir, tmp_path, models["QNLI"]) == 1
+        error = capsys.readouterr().err
+        assert error == f"predict_glue.py: error: {tmp_path}: is a folder; give the name of the file to write\n"
+        assert predict("rows", models["QNLI"], glue_dir / "nowhere.tsv", tmp_path) == 1
+        assert "is a folder" in self.error(capsys)
+
+    def test_output_that_cannot_be_written(self, models, glue_dir, tmp_path, capsys):
+        (tmp_path / "file").touch()
+        assert predict("submission", glue_dir, tmp_path / "file" / "here" / "out.zip", models["QNLI"]) == 1
+        assert "here/out.zip: cannot write the file (Not a directory)" in self.error(capsys)
+
     def test_missing_test_set(self, models, tmp_path, capsys):
         assert predict("submission", tmp_path, tmp_path / "out.zip", models["QNLI"]) == 1
         assert "QNLI/test.tsv: no such file; expected the official test set" in self.error(capsys)

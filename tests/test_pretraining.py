@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from fairseq import checkpoint_utils
 from fairseq.data import BaseWrapperDataset
 
-from conftest import ENVIRONMENT, REPOSITORY, TRAINING, run_command, user_error
+from conftest import ENVIRONMENT, REPOSITORY, TRAINING, run_command, run_two, user_error
 from rt_plugin.tasks.rt_masked_lm import SplitSentencesDataset
 
 
-def logged(result, tag):
+def logged(output, tag):
     """The JSON lines that fairseq logs under a tag."""
-    lines = (line for line in result.stdout.splitlines() if f"| {tag} | {{" in line)
+    lines = (line for line in output.splitlines() if f"| {tag} | {{" in line)
     return [json.loads(line[line.index("{") :]) for line in lines]
 
 
@@ -67,7 +68,7 @@ def test_training_killed_again_and_again_ends_with_the_same_weights(data_bin, tm
     resumed = run_command("fairseq-train", *options, "--save-dir", tmp_path / "killed")
     assert "Loaded checkpoint" in resumed.stdout
     assert_same_weights(weights(checkpoint), weights(tmp_path / "undisturbed" / "checkpoint_last.pt"))
-    losses = [entry["loss"] for entry in logged(undisturbed, "train_inner")]
+    losses = [entry["loss"] for entry in logged(undisturbed.stdout, "train_inner")]
     assert float(losses[-1]) < float(losses[0]) - 0.5
 
 
@@ -79,9 +80,22 @@ def test_validate_command_gives_the_loss_of_training(pretrained, data_bin):
         *("--user-dir", "rt_plugin", "--task", "rt_masked_lm", "--path", pretrained / "checkpoint_last.pt"),
         *("--batch-size", "8", "--cpu", "--log-format", "json"),
     )
-    (entry,) = logged(result, "valid")
+    (entry,) = logged(result.stdout, "valid")
     assert float(entry["valid_loss"]) == pytest.approx(state["extra_state"]["val_loss"], abs=2e-3)
     assert 10 < float(entry["valid_masked"]) < 20
+
+
+def test_validate_command_with_two_processes(pretrained, data_bin):
+    """Of an odd number of batches: the second process gets an empty one in addition."""
+    path = pretrained / "checkpoint_last.pt"
+    _, _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], arg_overrides={"data": str(data_bin)})
+    task.load_dataset("valid")
+    size = next(size for size in range(8, 99) if -(-len(task.dataset("valid")) // size) % 2)
+    options = (data_bin, "--user-dir", "rt_plugin", "--task", "rt_masked_lm", "--path", path, "--batch-size", size)
+    options = (*options, "--cpu", "--log-format", "json")
+    (one,) = logged(run_command("fairseq-validate", *options).stdout, "valid")
+    (two,) = logged(run_two("fairseq-validate", *options), "valid")
+    assert two == one
 
 
 def test_baseline_and_options_train(data_bin, tmp_path):

@@ -4,20 +4,17 @@ import argparse
 import itertools
 import json
 import math
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from fairseq.logging import metrics
 from scipy import stats as scipy_stats
 
-from conftest import REPOSITORY, prepare_glue, run_command, sample_rows, user_error
+from conftest import prepare_glue, run_command, run_two, sample_rows, user_error
 from rt_plugin import glue_data
 from rt_plugin.errors import UserError
 from rt_plugin.glue_dataset import cut_lengths
@@ -100,14 +97,21 @@ def test_fine_tuning_leaves_a_model_folder_and_metrics(finetuned, qnli):
     assert entries[-1]["accuracy"] == pytest.approx(accuracy(finetuned / "checkpoint_last.pt", qnli), abs=1e-12)
 
 
-def test_validate_command_computes_the_same(finetuned, qnli):
-    result = run_command(
-        "fairseq-validate",
-        *(qnli, "--user-dir", "rt_plugin", "--task", "rt_glue", "--path", finetuned / "checkpoint_last.pt"),
-        *("--batch-size", "7", "--cpu", "--log-format", "json"),
+def validation(finetuned: Path, data: Path, batch_size: int) -> tuple:
+    """fairseq-validate and its options."""
+    return (
+        *("fairseq-validate", data, "--user-dir", "rt_plugin", "--task", "rt_glue", "--cpu", "--log-format", "json"),
+        *("--path", finetuned / "checkpoint_last.pt", "--batch-size", batch_size, "--required-batch-size-multiple", 1),
     )
-    line = next(line for line in result.stdout.splitlines() if "| valid | {" in line)
-    values = json.loads(line[line.index("{") :])
+
+
+def validation_values(output: str) -> dict:
+    (line,) = (line for line in output.splitlines() if "| valid | {" in line or "| train | {" in line)
+    return json.loads(line[line.index("{") :])
+
+
+def test_validate_command_computes_the_same(finetuned, qnli):
+    values = validation_values(run_command(*validation(finetuned, qnli, 7)).stdout)
     assert float(values["valid_score"]) == pytest.approx(dev_metrics(finetuned)[-1]["score"], abs=1e-6)
     assert float(values["valid_loss"]) == pytest.approx(dev_metrics(finetuned)[-1]["loss"], abs=1e-4)
 
@@ -150,32 +154,47 @@ def test_classify_reads_and_cuts_pairs_as_fine_tuning_does(finetuned, qnli):
         assert probability == pytest.approx(expected.max().item(), abs=1e-4)
 
 
+def test_classify_cuts_where_max_positions_said(qnli, pretrained, tmp_path):
+    start = ("--finetune-from-model", pretrained / "checkpoint_best.pt", "--max-positions", "20")
+    run_command("fairseq-train", qnli, *FINE_TUNING, *start, "--max-update", "2", "--save-dir", tmp_path)
+    model = RecurrentRobertaModel.from_pretrained(str(tmp_path), "checkpoint_last.pt")
+    probabilities = torch.tensor(dev_outputs(tmp_path / "checkpoint_last.pt", qnli)[0]).softmax(dim=1)
+    for row, expected in zip(sample_rows("dev", 10)[1:], probabilities, strict=False):
+        assert len(model.encode(row[1], row[2])) > 20 and model.model.max_positions() == 48
+        assert model.classify(row[1], row[2])[1] == pytest.approx(expected.max().item(), abs=1e-4)
+
+
 def test_two_processes_compute_the_metrics_of_one(qnli, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [
-                *map(str, (Path(sys.executable).parent / "fairseq-train", qnli, *FINE_TUNING, "--batch-size", "10")),
-                *("--max-update", "2", "--max-positions", "48", "--save-dir", str(tmp_path)),
-                *("--distributed-rank", str(rank), "--distributed-world-size", "2", "--distributed-no-spawn"),
-                *("--distributed-init-method", f"tcp://127.0.0.1:{port}", "--distributed-backend", "gloo"),
-                *("--ddp-backend", "legacy_ddp"),
-            ],
-            cwd=REPOSITORY,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output[-3000:]
+    options = ("--batch-size", "10", "--max-update", "2", "--max-positions", "48", "--ddp-backend", "legacy_ddp")
+    run_two("fairseq-train", qnli, *FINE_TUNING, *options, "--save-dir", tmp_path)
     (entry,) = dev_metrics(tmp_path)
     assert entry["accuracy"] == pytest.approx(accuracy(tmp_path / "checkpoint_last.pt", qnli), abs=1e-12)
+
+
+@pytest.mark.parametrize(("subset", "batch_size"), [("valid", 10), ("train", 1)])
+def test_validate_command_with_two_processes(finetuned, qnli, subset, batch_size):
+    """Both subsets are an odd number of batches: the second process gets an empty one in addition. The log of 121
+    batches is longer than what fairseq itself can gather."""
+    subset = ("--valid-subset", subset)
+    one = validation_values(run_command(*validation(finetuned, qnli, 16), *subset).stdout)
+    two = validation_values(run_two(*validation(finetuned, qnli, batch_size), *subset))
+    assert one.keys() == two.keys()
+    for name in one:
+        assert float(two[name]) == pytest.approx(float(one[name]), abs=1e-4), name
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_empty_batch_counts_nothing(qnli, training):
+    """What fairseq fills up the smaller share of the batches with."""
+    task = task_for(qnli)
+    criterion = task.build_criterion("rt_glue").train(training)
+    empty = task.load_dataset("valid").collater([])
+    loss, rows, log = criterion(None, empty)
+    assert loss.item() == rows == 0 and set(log.values()) == {0}
+    full = {"loss": torch.tensor(8.0), "sample_size": 4, "nsentences": 4, "ntokens": 20}
+    with metrics.aggregate() as aggregated:
+        criterion.reduce_metrics([log, full, log])
+    assert aggregated.get_smoothed_values()["loss"] == 2
 
 
 @pytest.fixture(scope="session")
@@ -344,6 +363,21 @@ class TestBadInput:
         (tmp_path / "data" / "input0" / "dict.txt").write_text("strange 1\nwords 1\n")
         with pytest.raises(UserError, match="2 of 2 symbols are not pieces"):
             task_for(tmp_path / "data")
+
+    def test_data_of_another_tokenizer_than_the_checkpoint(self, qnli, pretrained, tmp_path):
+        """Of the same size, so that the weights fit."""
+        shutil.copytree(qnli, tmp_path / "data")
+        for folder in ("input0", "input1"):
+            path = tmp_path / "data" / folder / "dict.txt"
+            *lines, last = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            path.write_text("".join([last, *lines]), encoding="utf-8")
+        checkpoint = pretrained / "checkpoint_best.pt"
+        start = ("--finetune-from-model", checkpoint, "--max-update", "1", "--save-dir", tmp_path / "out")
+        error = user_error(run_command("fairseq-train", tmp_path / "data", *FINE_TUNING, *start, ok=False))
+        assert f"{tmp_path / 'data'}: token 4 is " in error and f"{pretrained / 'dict.txt'} " in error
+        assert error.endswith(f"prepare the data with scripts/prepare_glue.py --model {pretrained}")
+        with pytest.raises(UserError, match=r"token 4 is .*, but .* beside the checkpoint"):
+            task_for(tmp_path / "data", restore_file=str(checkpoint)).build_model(argparse.Namespace())
 
     def test_scores_that_are_none(self, sts_b, tmp_path):
         shutil.copytree(sts_b, tmp_path / "data")
