@@ -91,9 +91,12 @@ def _download_task(task: GlueTask, glue_dir: Path, source: Source, report: Calla
     name = source.url.rsplit("/", 1)[-1]
     archive = glue_dir / f".{task.name}-{name}.part"
     report(f"{task.name}: downloading {source.url}")
-    _receive(source.url, archive, report)
     record = glue_dir / CHECKSUMS_FILE
-    recorded = json.loads(record.read_text()) if record.is_file() else {}
+    try:
+        recorded = json.loads(record.read_text()) if record.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{record}: {error}; expected the JSON that an earlier download wrote; remove it") from None
+    _receive(source.url, archive, report)
     digest = _check(archive, source.url, source.sha256 or recorded.get(source.url))
     partial = glue_dir / f".{task.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)

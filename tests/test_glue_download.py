@@ -152,6 +152,13 @@ def test_checksum_is_recorded_and_then_expected(server, fetch, tmp_path):
     assert listing(tmp_path / "glue") == {"checksums.json"}
 
 
+def test_record_of_checksums_that_is_broken(fetch, tmp_path):
+    (tmp_path / "glue").mkdir()
+    (tmp_path / "glue" / "checksums.json").write_text('{"http')
+    with pytest.raises(UserError, match=r"checksums.json: .*; expected the JSON that an earlier download wrote"):
+        fetch()
+
+
 def test_given_checksum(fetch, tmp_path):
     with pytest.raises(UserError, match="expected 00ff"):
         fetch("00ff")
