@@ -352,6 +352,18 @@ def test_process_count_on_resume(before, iterations, now):
     assert "lost or repeated" in str(with_and_without("process_count_on_resume", resume))
 
 
+def test_logs_of_several_processes(tmp_path):
+    log = {"loss": torch.tensor(2.0), "text": "x" * 20_000}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        group = torch.distributed.group.WORLD
+        error = with_and_without("logs_of_several_processes", lambda: distributed_utils.all_gather_list(log, group))
+        assert distributed_utils.all_gather_list(log, group) == [log]
+    finally:
+        torch.distributed.destroy_process_group()
+    assert "ByteTensor" in str(error)
+
+
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument")
 @pytest.mark.parametrize("change", [{"batch_size": 4}, {"batch_size": 1}, {"seed": 5}], ids=str)
 def test_other_batches_within_an_epoch_are_refused(change):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import REPOSITORY, free_port
+from conftest import ENVIRONMENT, REPOSITORY, free_port
 from rt_plugin import launch
 from rt_plugin.recipes import RECIPES
 
@@ -32,6 +32,7 @@ def pretrain(*arguments, ok=True):
     """Run the script; returns its output."""
     result = subprocess.run(
         [sys.executable, REPOSITORY / "scripts" / "pretrain.py", *map(str, arguments)],
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=300,
@@ -232,23 +233,20 @@ def test_two_nodes_train_as_two_processes(trained, data_bin, tmp_path):
 @pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGHUP))
 def test_training_ends_with_its_launcher(number, data_bin, tmp_path):
     """SIGHUP: the terminal is closed."""
-    options = (
-        data_bin,
-        *SMALL,
-        "--updates",
-        3000,
-        "--save-interval",
-        1000,
-        "--log-interval",
-        1,
-        "--save-dir",
-        tmp_path,
+    options = (data_bin, *SMALL, "--updates", 1000, "--save-interval", 1000, "--log-interval", 1)
+    script = [sys.executable, REPOSITORY / "scripts" / "pretrain.py", *options, "--save-dir", tmp_path]
+    launcher = subprocess.Popen(
+        list(map(str, script)),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # under nohup it is ignored
     )
-    script = [sys.executable, REPOSITORY / "scripts" / "pretrain.py", *options]
-    launcher = subprocess.Popen(list(map(str, script)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert any("update 1/" in line for line in launcher.stdout)
     launcher.send_signal(number)
     assert "interrupted; the same command resumes" in launcher.communicate(timeout=60)[1]
+    assert not (tmp_path / "checkpoint_last.pt").exists()
     with (tmp_path / ".lock0").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody has it
 
