@@ -117,12 +117,21 @@ def test_editable_install_without_a_compiler(sources, tmp_path):
     assert use(sources) == str(sources / "rt_plugin")
 
 
+AUTOMATIC = {"RT_BUILD_CPU": "auto", "RT_BUILD_CUDA": "auto"}
+
+
 def _build(sources, torch, cuda_home):
     """Standard error of `setup.py build_ext` without a compiler, with a torch that has nothing but a version."""
     result = subprocess.run(
         [sys.executable, "setup.py", "build_ext"],
         cwd=sources,
-        env={**os.environ, "PYTHONPATH": str(torch), "CUDA_HOME": str(cuda_home), "CXX": "no-such-compiler"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(torch),
+            "CUDA_HOME": str(cuda_home),
+            **AUTOMATIC,
+            "CXX": "no-such-compiler",
+        },
         capture_output=True,
         text=True,
         timeout=120,
