@@ -322,6 +322,7 @@ def _own_folder(folder: Path, node_rank: int) -> Iterator[int]:
             raise UserError(
                 f"{folder}: another training writes there (process {process}); wait for it, or stop it"
             ) from None
+        lock.truncate(0)  # of the training before
         yield lock.fileno()
 
 
@@ -342,10 +343,10 @@ def dry_run(args: argparse.Namespace, recipe: Recipe, command: list[str]) -> Non
         last = ("--max-update", str(_DRY_RUN_UPDATES), "--log-interval", "1", "--no-save", "--disable-validation")
         last += ("--tensorboard-logdir", folder) if "--tensorboard-logdir" in command else ()
         records = list(_records([*command, "--save-dir", folder, *last], Path(folder) / "train.log"))
-    speeds = [record["updates_per_second"] for record in records if record.get("updates_per_second")]
     if args.node_rank:
         print(f"dry run: node {args.node_rank} took part; node 0 reports")
         return
+    speeds = [record["updates_per_second"] for record in records if record.get("updates_per_second")]
     if not speeds:
         raise UserError("the dry run ended without an update; are there fewer training data than one batch?")
     hours = recipe.updates / speeds[-1] / 3600
@@ -428,7 +429,6 @@ def _started(command: list[str], lock: int | None) -> Iterator[subprocess.Popen]
         pass_fds=() if lock is None else (lock,),
     )
     if lock is not None:
-        os.ftruncate(lock, 0)
         os.write(lock, str(process.pid).encode())
     try:
         yield process

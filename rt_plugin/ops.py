@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.library import register_fake
 
 from . import reference
 from .errors import UserError
@@ -77,8 +78,8 @@ def _fake_backward(dh, x12, alpha, beta, c_bias, gate_bias, c, step_size, gate, 
 
 
 if not _REASONS["cpu"]:
-    torch.library.register_fake("rt_plugin::swish_rnn_forward", _fake_forward)
-    torch.library.register_fake("rt_plugin::swish_rnn_backward", _fake_backward)
+    register_fake("rt_plugin::swish_rnn_forward", _fake_forward)
+    register_fake("rt_plugin::swish_rnn_backward", _fake_backward)
 
 
 class _SwishRNN(torch.autograd.Function):
