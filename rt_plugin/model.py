@@ -155,7 +155,8 @@ class RecurrentRobertaModel(RobertaModel):
         parser.add_argument(
             "--recurrence-type",
             choices=RECURRENCE_TYPES,
-            help="none: the same gated block without the recurrence, c = x1 (default: swish-rnn)",
+            help="controls: none is the same gated block without the recurrence, c = x1; short-conv has a convolution "
+            "over 4 positions in its place (default: swish-rnn)",
         )
         parser.add_argument(
             "--recurrence-impl",

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from . import ops, reference
 from .errors import UserError
 
-RECURRENCE_TYPES = ("swish-rnn", "none")
+RECURRENCE_TYPES = ("swish-rnn", "none", "short-conv")
+CONVOLUTION_WIDTH = 4  # positions that short-conv sees
 
 
 def default_inner_dim(embed_dim: int) -> int:
@@ -29,7 +30,10 @@ class RecurrentFFN(nn.Module):
         step_size: k, default 1; positions i and i-k are connected.
         gate: g, "gelu" (default), "sigmoid" or "silu".
         reverse: run right to left, default False.
-        recurrence_type: "swish-rnn" (default) or "none": the same gated block with c = x1, without alpha and beta.
+        recurrence_type: "swish-rnn" (default), or a control of ours without alpha and beta: "none", the same gated
+            block with c = x1; "short-conv", c a causal depthwise convolution of x1 over 4 positions
+            (`reference.short_convolution`), which starts as what the recurrence's first values give for small x1, cut
+            off after 4 positions: weights 1/2, 1/4, 1/8, 1/16.
         impl: "auto" (default), "native" or "reference"; see `ops.swish_rnn`.
         activation_dropout: probability of dropping an element before the output projection, default 0.
         quant_noise, quant_noise_block_size: fairseq's quantisation noise on both projections, default off.
@@ -81,6 +85,9 @@ class RecurrentFFN(nn.Module):
         if recurrence_type == "swish-rnn":
             self.alpha = nn.Parameter(torch.ones(inner_dim))
             self.beta = nn.Parameter(torch.zeros(inner_dim))
+        elif recurrence_type == "short-conv":
+            halves = 0.5 ** torch.arange(1, CONVOLUTION_WIDTH + 1)
+            self.conv_weight = nn.Parameter(halves.unsqueeze(1).repeat(1, inner_dim))
         self.c_bias = nn.Parameter(torch.zeros(inner_dim))
         self.gate_bias = nn.Parameter(torch.zeros(inner_dim))
         self.dropout = nn.Dropout(activation_dropout)
@@ -104,8 +111,8 @@ class RecurrentFFN(nn.Module):
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.t().unsqueeze(-1), 0)
         x12 = self.in_proj(x)
-        if self.recurrence_type == "none":
-            h = self._without_recurrence(x12)
+        if self.recurrence_type != "swish-rnn":
+            h = self._control(x12)
         else:
             h = ops.swish_rnn(
                 x12,
@@ -120,9 +127,11 @@ class RecurrentFFN(nn.Module):
             )
         return self.out_proj(self.dropout(h))
 
-    def _without_recurrence(self, x12: Tensor) -> Tensor:
-        x1, x2 = x12.chunk(2, dim=-1)
-        return reference.gated_output(x1, x2, self.c_bias.to(x12.dtype), self.gate_bias.to(x12.dtype), self.gate)
+    def _control(self, x12: Tensor) -> Tensor:
+        c, x2 = x12.chunk(2, dim=-1)
+        if self.recurrence_type == "short-conv":
+            c = reference.short_convolution(c, self.conv_weight, self.step_size, self.reverse)
+        return reference.gated_output(c, x2, self.c_bias.to(x12.dtype), self.gate_bias.to(x12.dtype), self.gate)
 
     def extra_repr(self) -> str:
         direction = "backward" if self.reverse else "forward"

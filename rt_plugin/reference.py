@@ -47,6 +47,30 @@ def recurrence(x1: Tensor, alpha: Tensor, beta: Tensor, step_size: int = 1, reve
     return torch.cat(groups)
 
 
+def short_convolution(x1: Tensor, weight: Tensor, step_size: int = 1, reverse: bool = False) -> Tensor:
+    """c[i] = sum over j of weight[j] * x1[i - j k]: what stands in the recurrence's place in a control of ours.
+
+    Not in the paper. A causal depthwise convolution mixes neighbours as the recurrence does, but linearly, and over a
+    fixed number of positions.
+
+    Args:
+        x1: (L, B, d'), the first half of the projection; 0 before the sequence starts.
+        weight: (n, d'), for the n positions i, i - k, ..., i - (n - 1) k.
+        step_size: k >= 1.
+        reverse: run from the last position to the first, c[i] from x1[i + j k].
+
+    Returns:
+        C, (L, B, d'), in the type of x1.
+    """
+    length, reach = len(x1), (len(weight) - 1) * step_size
+    x1 = F.pad(x1, (0, 0, 0, 0, 0, reach) if reverse else (0, 0, 0, 0, reach, 0))
+    starts = [j * step_size if reverse else reach - j * step_size for j in range(len(weight))]
+    c = torch.zeros_like(x1[:length])
+    for start, w in zip(starts, weight.to(x1.dtype), strict=True):
+        c = torch.addcmul(c, x1[start : start + length], w)
+    return c
+
+
 def gated_output(c: Tensor, x2: Tensor, c_bias: Tensor, gate_bias: Tensor, gate: str = "gelu") -> Tensor:
     """h = (c + b_c) * g(x2 + b_g), element by element."""
     return (c + c_bias) * GATES[gate](x2 + gate_bias)

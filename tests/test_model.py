@@ -111,6 +111,7 @@ VARIANTS = [
     {"recurrence_direction": "alternate"},
     {"recurrence_direction": "backward", "recurrence_step_size": 2},
     {"recurrence_type": "none"},
+    {"recurrence_type": "short-conv", "recurrence_direction": "alternate"},
     {"encoder_normalize_before": True, "layernorm_embedding": False},
 ]
 
@@ -140,6 +141,7 @@ def test_order_of_the_batch_does_not_matter(options):
         {"encoder_normalize_before": True},
         {"quant_noise_pq": 0.1, "quant_noise_pq_block_size": 4},
         {"recurrence_type": "none"},
+        {"recurrence_type": "short-conv"},
         {"checkpoint_activations": True},
     ],
     ids=str,

@@ -82,9 +82,36 @@ def test_without_recurrence_each_position_stands_alone():
     torch.testing.assert_close(block(x), block.out_proj(h), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("length", [0, 1, 3, 9])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_padding_changes_nothing(reverse):
-    block = perturbed(RecurrentFFN(12, reverse=reverse, step_size=2))
+@pytest.mark.parametrize("step_size", [1, 2])
+def test_short_conv_sees_four_positions(length, reverse, step_size):
+    block = perturbed(RecurrentFFN(12, 8, recurrence_type="short-conv", reverse=reverse, step_size=step_size))
+    assert {"alpha", "beta"}.isdisjoint(dict(block.named_parameters())) and block.conv_weight.shape == (4, 8)
+    x = torch.randn(length, 2, 12)
+    x1, x2 = block.in_proj(x).chunk(2, dim=-1)
+    c = torch.zeros(length, 2, 8)
+    for i in range(length):
+        for j in range(4):
+            source = i + j * step_size if reverse else i - j * step_size
+            if 0 <= source < length:
+                c[i] += block.conv_weight[j] * x1[source]
+    h = (c + block.c_bias) * torch.nn.functional.gelu(x2 + block.gate_bias)
+    torch.testing.assert_close(block(x), block.out_proj(h), rtol=1e-5, atol=1e-6)
+
+
+def test_short_conv_starts_as_the_recurrence_does():
+    conv, recurrence = RecurrentFFN(12, recurrence_type="short-conv"), RecurrentFFN(12)
+    weights = {name: value for name, value in recurrence.state_dict().items() if name not in ("alpha", "beta")}
+    conv.load_state_dict(weights, strict=False)
+    x = torch.randn(4, 2, 12) * 1e-3  # where Swish is linear
+    torch.testing.assert_close(conv(x), recurrence(x), rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["swish-rnn", "short-conv"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_padding_changes_nothing(reverse, kind):
+    block = perturbed(RecurrentFFN(12, reverse=reverse, step_size=2, recurrence_type=kind))
     x = torch.randn(6, 2, 12)
     padded = torch.cat([x, torch.full((3, 2, 12), 7.0)])
     mask = torch.tensor([[False] * 6 + [True] * 3] * 2)
@@ -105,7 +132,7 @@ def test_activation_dropout_acts_in_training_only():
         ({"inner_dim": 0}, "inner_dim is 0, expected at least 1"),
         ({"step_size": 0}, "step_size is 0, expected at least 1"),
         ({"gate": "relu"}, "gate is 'relu', expected one of gelu, sigmoid, silu"),
-        ({"recurrence_type": "lstm"}, "recurrence_type is 'lstm', expected one of swish-rnn, none"),
+        ({"recurrence_type": "lstm"}, "recurrence_type is 'lstm', expected one of swish-rnn, none, short-conv"),
         ({"impl": "fast"}, "impl is 'fast', expected one of auto, native, reference"),
     ],
 )

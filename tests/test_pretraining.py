@@ -103,6 +103,7 @@ def test_baseline_and_options_train(data_bin, tmp_path):
         (
             ("--arch", "roberta_tiny"),
             ("--recurrence-direction", "alternate", "--recurrence-type", "none", "--mask-whole-words"),
+            ("--recurrence-type", "short-conv"),
             ("--checkpoint-activations", "--encoder-normalize-before", "--quant-noise-pq", "0.1", "--store-ema"),
         )
     ):
