@@ -24,7 +24,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 CSRC = Path("rt_plugin", "csrc")
@@ -207,7 +207,7 @@ def can_use_cuda() -> bool:
 
 ext_modules = operations()
 setup(
-    packages=["rt_plugin", "rt_plugin.tasks", "rt_plugin.criterions"],
+    packages=[*find_packages(include=["rt_plugin", "rt_plugin.*"]), "rt_plugin.tasks", "rt_plugin.criterions"],
     package_dir={"rt_plugin.tasks": "tasks", "rt_plugin.criterions": "criterions"},
     ext_modules=ext_modules,
     cmdclass={"build_ext": BuildOperations},

@@ -1,7 +1,7 @@
 """Recurrent RoBERTa for fairseq: `--user-dir rt_plugin`, or `import rt_plugin` before loading a checkpoint.
 
 The composition root. Where fairseq is installed, importing this package repairs what fairseq needs on today's Python
-and torch (`compat`) and registers the models, tasks and criterions. Without fairseq it does nothing, and
+and torch (`repairs`) and registers the models, tasks and criterions. Without fairseq it does nothing, and
 `rt_plugin.reference`, `rt_plugin.ops` and `rt_plugin.modules` work with torch alone.
 """
 
@@ -46,9 +46,9 @@ def _root_logger_kept():
 @_root_logger_kept()
 def _register_with_fairseq() -> None:
     show_user_errors_in_one_line()
-    from . import compat
+    from .repairs import all as repairs
 
-    compat.apply_all()
+    repairs.apply_all()
     from . import criterions, model, tasks  # noqa: F401  (importing them registers their names)
 
 

@@ -7,10 +7,10 @@ from fairseq import hub_utils, utils
 from fairseq.models.roberta import RobertaHubInterface
 from torch import Tensor
 
-from .errors import UserError
-from .glue_dataset import join_texts
-from .model_folder import NORMALIZATION_FILE, TOKENIZER_FILE
-from .text import TextEncoder
+from rt_plugin.errors import UserError
+from rt_plugin.glue.dataset import join_texts
+from rt_plugin.model_folder.files import NORMALIZATION_FILE, TOKENIZER_FILE
+from rt_plugin.text.tokenizer import TextEncoder
 
 MASK = "<mask>"
 CLASSIFICATION_HEAD = "sentence_classification_head"

@@ -15,10 +15,10 @@ from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
-from . import ops, reference
-from .checkpoint_options import stored_options
-from .errors import UserError
-from .modules import RECURRENCE_TYPES, RecurrentFFN
+from rt_plugin import ops, reference
+from rt_plugin.errors import UserError
+from rt_plugin.model_folder.checkpoint import stored_options
+from rt_plugin.modules import RECURRENCE_TYPES, RecurrentFFN
 
 DIRECTIONS = ("forward", "backward", "alternate")
 
@@ -218,7 +218,7 @@ class RecurrentRobertaModel(RobertaModel):
         **kwargs,
     ):
         """Load a model folder for inference; see `rt_plugin.hub.from_pretrained`."""
-        from . import hub
+        from rt_plugin import hub
 
         return hub.from_pretrained(model_name_or_path, checkpoint_file, data_name_or_path, bpe=bpe, **kwargs)
 

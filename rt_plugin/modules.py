@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from . import ops, reference
-from .errors import UserError
+from rt_plugin import ops, reference
+from rt_plugin.errors import UserError
 
 RECURRENCE_TYPES = ("swish-rnn", "none", "short-conv")
 CONVOLUTION_WIDTH = 4  # positions that short-conv sees

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.library import register_fake
 
-from . import reference
-from .errors import UserError
+from rt_plugin import reference
+from rt_plugin.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import UserError
+from rt_plugin.errors import UserError
 
 GATES = {"gelu": F.gelu, "sigmoid": torch.sigmoid, "silu": F.silu}
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # an uninstalled checkout works, too
 
-from rt_plugin import text
 from rt_plugin.errors import UserError
+from rt_plugin.text import tokenizer as text
 
 
 def parse_arguments() -> argparse.Namespace:

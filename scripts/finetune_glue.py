@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # an uninstalled checkout works, too
 
-from rt_plugin.glue_sweep import main
+from rt_plugin.glue.finetune import main
 
 if __name__ == "__main__":
     sys.exit(main())

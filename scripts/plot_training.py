@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # an uninstalled checkout works, too
 
 from rt_plugin.errors import UserError
-from rt_plugin.training_log import read_log
+from rt_plugin.pretrain.log import read_log
 
 X_AXES = {"update": "updates", "tokens": "million tokens", "hours": "hours"}
 MEASURES = {"loss": "loss, bits per masked token", "perplexity": "perplexity", "accuracy": "accuracy"}

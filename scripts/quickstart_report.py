@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # an uninstalled checkout works, too
 
-from rt_plugin.training_log import read_log
+from rt_plugin.pretrain.log import read_log
 
 COLUMNS = {  # key of a row -> heading and format
     "model": ("model", "{}"),

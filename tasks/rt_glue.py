@@ -18,20 +18,19 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING, OmegaConf, open_dict
 from torch import Tensor
 
-from rt_plugin import glue_metrics
 from rt_plugin.errors import UserError
-from rt_plugin.glue_data import GLUE_FILE, find_task, load_dictionary, read_glue_file
-from rt_plugin.glue_dataset import GlueDataset
-from rt_plugin.model_folder import (
+from rt_plugin.glue import metrics as glue_metrics
+from rt_plugin.glue import specs as glue_specs
+from rt_plugin.glue.dataset import GlueDataset
+from rt_plugin.glue.prepare import GLUE_FILE, find_task, load_dictionary, read_glue_file
+from rt_plugin.model_folder.files import (
     DICTIONARY_FILE,
     LABEL_DICTIONARY_FILE,
     NORMALIZATION_FILE,
     TOKENIZER_FILE,
     copy_files,
 )
-from rt_plugin.text import TextEncoder
-
-from . import glue_specs
+from rt_plugin.text.tokenizer import TextEncoder
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from fairseq.tasks import register_task
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 
 from rt_plugin.errors import UserError
-from rt_plugin.model_folder import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE, copy_files
-from rt_plugin.text import TextEncoder
+from rt_plugin.model_folder.files import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE, copy_files
+from rt_plugin.text.tokenizer import TextEncoder
 
 from .masking import MaskedDataset, Masker, Side
 

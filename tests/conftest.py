@@ -100,7 +100,7 @@ def write_tsv(path: Path, rows) -> None:
 
 def prepare_glue(glue_dir: Path, model: Path, task: str) -> Path:
     """Prepare one task in GLUE_DIR/out; returns its folder."""
-    from rt_plugin import glue_data
+    from rt_plugin.glue import prepare as glue_data
 
     assert glue_data.main([str(glue_dir), str(glue_dir / "out"), "--model", str(model), "--tasks", task]) == 0
     return glue_dir / "out" / task
@@ -132,7 +132,7 @@ def glue_dir(tokenizer_folder, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory):
     """A sentencepiece model of 800 pieces with its dictionary, trained on the head of the shipped sample."""
-    from rt_plugin import text
+    from rt_plugin.text import tokenizer as text
 
     folder = tmp_path_factory.mktemp("tokenizer")
     lines = (SAMPLE / "train.txt").read_text(encoding="utf-8").splitlines()
@@ -145,7 +145,7 @@ def tokenizer_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data_bin(tokenizer_folder, tmp_path_factory):
     """A data folder as fairseq-preprocess writes it, with the tokenizer beside."""
-    from rt_plugin import text
+    from rt_plugin.text import tokenizer as text
 
     folder = tmp_path_factory.mktemp("data") / "bin"
     encoder = text.TextEncoder.load(tokenizer_folder)

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from conftest import REPOSITORY
 
 USE = """
-import pathlib, rt_plugin, rt_plugin.tasks.glue_specs, rt_plugin.criterions, rt_plugin.model, sys
+import pathlib, rt_plugin, rt_plugin.glue.specs, rt_plugin.criterions, rt_plugin.model, sys
 assert not {"tasks", "criterions", "scripts"} & set(sys.modules)
 from fairseq.tasks import TASK_REGISTRY
 from fairseq.criterions import CRITERION_REGISTRY

@@ -1,0 +1,1 @@
+"""What every command shares: how it ends, files written whole, tables."""

@@ -1,0 +1,1 @@
+"""GLUE and SuperGLUE: the table of tasks, data, fine-tuning, results, predictions."""

@@ -1,0 +1,171 @@
+"""The results of fine-tuning runs: from a run's dev metrics to one row, and the CSV file of a sweep.
+
+Columns: model, task, lr, seed; epochs (trained), best_epoch (of the highest score); train_loss (mean over the last
+epoch: bits for classes, squared error of scores from 0 to 1 for regression); failed (0 or 1); majority (share of the
+most frequent class in the dev set); seconds; then for `score`, the headline number, and for every metric best_...
+(at best_epoch) and last_... (after the last epoch), as fractions. A second dev set has columns that end in _mismatched.
+`checkpoint`: the first digits of the pretrained checkpoint's SHA-256; files of earlier versions have no such column.
+Empty: the task has no such metric. "undefined": it has no value (a correlation with a constant).
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rt_plugin.console.files import replacing
+from rt_plugin.errors import UserError
+from rt_plugin.glue import metrics as glue_metrics
+from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask
+from rt_plugin.tasks.rt_glue import METRICS_FILE, SCORE
+
+UNDEFINED = "undefined"
+WHEN = ("best", "last")
+_SECOND_DEV_SET = "valid_mismatched"
+_RUN_COLUMNS = (
+    *("model", "task", "lr", "seed", "epochs", "best_epoch", "train_loss", "failed", "majority", "seconds"),
+)
+_METRICS = (SCORE, *glue_metrics.METRICS)
+_METRIC_COLUMNS = (
+    *(f"{when}_{name}" for name in _METRICS for when in WHEN),
+    *(f"{when}_{name}_mismatched" for name in (SCORE, "accuracy") for when in WHEN),
+)
+_CHECKPOINT = "checkpoint"
+COLUMNS: tuple[str, ...] = (*_RUN_COLUMNS, *_METRIC_COLUMNS, _CHECKPOINT)
+_TASK_ORDER = {task.name: i for i, task in enumerate(TASKS)}
+
+
+def read_dev_metrics(folder: Path) -> list[dict]:
+    """The dev metrics that a training left in its --save-dir, in the order of its updates.
+
+    An evaluation that was repeated after an interruption counts once; half a line of a killed training is passed over.
+    """
+    path = folder / METRICS_FILE
+    entries = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        entries[entry["updates"], entry["split"]] = entry
+    return [entries[key] for key in sorted(entries)]
+
+
+def summarize(task: GlueTask, entries: Sequence[dict], labels: dict[str, int], diverged: bool = False) -> dict:
+    """The columns of a row that come from a run's dev metrics.
+
+    A run failed if it ended no better than the majority class, as in Mosbach et al. 2021 (arXiv 2006.04884): its last
+    accuracy on the dev set is at most the share of the most frequent class. Where the headline is a correlation
+    (Matthews for CoLA, Pearson for regression), the majority class has 0, and a run failed if its last correlation is
+    undefined or not positive. A run that diverged failed, too.
+
+    Args:
+        task: of the run.
+        entries: see `read_dev_metrics`.
+        labels: label name -> rows of the dev set; empty for regression.
+        diverged: the training ended early in a loss that is not finite; it then has no last metrics.
+
+    Returns:
+        column -> value; an undefined metric is nan.
+    """
+    dev = [entry for entry in entries if entry["split"] == "valid"]
+    best = max(dev, key=lambda entry: (_defined(entry[SCORE], -math.inf), entry["updates"]), default={})
+    last = {} if diverged or not dev else dev[-1]
+    majority = max(labels.values()) / sum(labels.values()) if labels else None
+    row = {
+        "epochs": dev[-1]["epoch"] if dev else 0,
+        "best_epoch": best.get("epoch"),
+        "train_loss": _defined(last.get("train_loss"), math.nan),
+        "failed": int(_has_failed(task, last, majority)),
+        "majority": majority,
+    }
+    second = {entry["updates"]: entry for entry in entries if entry["split"] == _SECOND_DEV_SET}
+    for when, entry in zip(WHEN, (best, last), strict=True):
+        for name in (SCORE, *task.metrics):
+            row[f"{when}_{name}"] = _defined(entry.get(name), math.nan)
+            if second:
+                value = second.get(entry.get("updates"), {}).get(name)
+                row[f"{when}_{name}_mismatched"] = _defined(value, math.nan)
+    return row
+
+
+def _has_failed(task: GlueTask, last: dict, majority: float | None) -> bool:
+    correlation = next((name for name in ("pearson", "mcc") if name in task.headline), None)
+    if correlation:
+        value, floor = last.get(correlation), 0.0
+    else:  # where one of two candidates is chosen (COPA), the share of the rows is that of a blind choice, too
+        value, floor = last.get("choice_accuracy", last.get("accuracy")), majority
+    return value is None or value <= floor
+
+
+def _defined(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
+
+
+def write_csv(path: Path, rows: Iterable[dict]) -> None:
+    """Write all rows in a fixed order: by model, task (as in the task table), learning rate, seed.
+
+    The file appears whole or not at all.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in sorted(rows, key=lambda r: (r["model"], _TASK_ORDER[r["task"]], r["lr"], r["seed"])):
+        writer.writerow({name: UNDEFINED if _is_nan(value) else value for name, value in row.items()})
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def _is_nan(value) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of a sweep's CSV.
+
+    Attributes:
+        model, task, lr, seed: which run.
+        failed: see `summarize`.
+        values: column -> metric; nan where it is undefined; columns that the task does not have are left out.
+        checkpoint: that it began with (see above); empty where the file does not say.
+    """
+
+    model: str
+    task: GlueTask
+    lr: float
+    seed: int
+    failed: bool
+    values: dict[str, float]
+    checkpoint: str = ""
+
+
+def read_csv(path: Path) -> list[Run]:
+    """Read the CSV file of a sweep.
+
+    Raises:
+        UserError: the file is missing, is no such file, or a row is broken (file, line, what was found).
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in (*_RUN_COLUMNS, *_METRIC_COLUMNS) if name not in (reader.fieldnames or ())]
+            if missing:
+                raise UserError(f"{path}: no column {missing[0]}; expected a CSV file written by finetune_glue.py")
+            return [_read_row(path, reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read it ({error}); expected a CSV file written by finetune_glue.py") from None
+
+
+def _read_row(path: Path, line: int, row: dict[str, str]) -> Run:
+    try:
+        values = {
+            name: math.nan if row[name] == UNDEFINED else float(row[name]) for name in _METRIC_COLUMNS if row[name]
+        }
+        task, failed, checkpoint = BY_NAME[row["task"]], bool(int(row["failed"])), row.get(_CHECKPOINT) or ""
+        return Run(row["model"], task, float(row["lr"]), int(row["seed"]), failed, values, checkpoint)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}, line {line}: {error!r}; expected a row written by finetune_glue.py") from None

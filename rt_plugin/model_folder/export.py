@@ -1,0 +1,165 @@
+"""A trained model as people pass it on: weights without the optimizer's state, in half precision, with a model card.
+
+    OUT/checkpoint_best.pt        the weights
+    OUT/dict.txt, sentencepiece.bpe.model, text_normalization.json   what is needed to use them
+    OUT/label_dict.txt, glue.json   the same for a fine-tuned model
+    OUT/README.md                 architecture, training, validation loss or score, the command
+
+Absolute paths that the checkpoint remembers are cut down to their last part. Load OUT with
+RecurrentRobertaModel.from_pretrained, fine-tune it like any model folder.
+
+Example: rt-export runs/mini exported/mini --notes data_and_licence.md
+"""
+
+import argparse
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from rt_plugin.console import commands
+from rt_plugin.console.files import replacing
+from rt_plugin.errors import UserError
+from rt_plugin.glue.prepare import GLUE_FILE
+from rt_plugin.model_folder.files import (
+    DICTIONARY_FILE,
+    LABEL_DICTIONARY_FILE,
+    NORMALIZATION_FILE,
+    TOKENIZER_FILE,
+    copy_files,
+)
+
+EXPORTED_FILE = "checkpoint_best.pt"  # what from_pretrained loads unless told otherwise
+_BESIDE = (DICTIONARY_FILE, LABEL_DICTIONARY_FILE, TOKENIZER_FILE, NORMALIZATION_FILE, GLUE_FILE)
+PRECISIONS = ("float16", "bfloat16", "float32")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="rt-export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="SAVE_DIR", type=Path, help="the --save-dir of a training")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
+    parser.add_argument("--checkpoint", default="checkpoint_best.pt", help="of SAVE_DIR (default: %(default)s)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float16", help="default: %(default)s")
+    parser.add_argument("--notes", type=Path, metavar="FILE", help="Markdown for the model card: data, licence, use")
+    return parser.parse_args(argv)
+
+
+def export(model: Path, out: Path, checkpoint: str, precision: str, notes: Path | None) -> None:
+    """Write the folder `out`.
+
+    Raises:
+        UserError: a file is missing or unreadable, `out` is `model` or a file or cannot be written, or weights do not
+            fit the precision.
+    """
+    source = model / checkpoint
+    if not source.is_file():
+        found = ", ".join(sorted(path.name for path in model.glob("*.pt"))) or "none"
+        raise UserError(f"{model}: no {checkpoint} there; checkpoints in this folder: {found}")
+    if out.resolve() == model.resolve():
+        raise UserError(f"{out}: is the folder of the training itself; give another one")
+    if out.is_file():
+        raise UserError(f"{out}: is a file; give the folder to write")
+    text = _read_notes(notes) if notes else ""
+    try:
+        state = torch.load(source, map_location="cpu", weights_only=True)
+        weights = state["model"]
+    except Exception as error:  # whatever a file that is no checkpoint makes of torch.load
+        raise UserError(f"{source}: not a fairseq checkpoint ({type(error).__name__})") from None
+    slim = {
+        "args": None,
+        "cfg": _without_absolute_paths(state["cfg"]),
+        "model": _cast(weights, getattr(torch, precision), source),
+        "criterion": None,
+        "task_state": state.get("task_state") or {},
+        "optimizer_history": state["optimizer_history"][-1:],
+        "extra_state": {k: v for k, v in state["extra_state"].items() if k in ("train_iterator", "val_loss", "best")},
+    }
+    try:
+        copy_files([(model / name, name) for name in _BESIDE], out)
+        with replacing(out / EXPORTED_FILE) as file:
+            torch.save(slim, file)
+        size = (out / EXPORTED_FILE).stat().st_size
+        with replacing(out / "README.md") as file:
+            file.write(_model_card(out.name, slim, precision, size, _command(model), text).encode())
+    except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a full disk
+        reason = getattr(error, "strerror", "is the disk full?")
+        raise UserError(f"{out}: cannot be written ({reason}); give another folder, or make room") from None
+    print(f"{out / EXPORTED_FILE}: {size / 1e6:.1f} MB, {source.stat().st_size / 1e6:.1f} MB before")
+
+
+def _read_notes(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--notes {file}: cannot be read ({error}); expected Markdown in UTF-8") from None
+
+
+def _cast(weights: dict[str, torch.Tensor], dtype: torch.dtype, source: Path) -> dict[str, torch.Tensor]:
+    cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
+    broken = [name for name, value in cast.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{source}: {len(broken)} weights are not finite in {str(dtype).split('.')[1]} ({broken[0]} is the first); "
+            "use --precision float32, and see whether the training diverged"
+        )
+    return cast
+
+
+def _without_absolute_paths(value):
+    if isinstance(value, argparse.Namespace):
+        return argparse.Namespace(**_without_absolute_paths(vars(value)))
+    if isinstance(value, dict):
+        return {name: _without_absolute_paths(item) for name, item in value.items()}
+    if isinstance(value, str) and os.path.isabs(value):
+        return os.pathsep.join(os.path.basename(os.path.normpath(path)) for path in value.split(os.pathsep))
+    return value
+
+
+def _command(model: Path) -> str:
+    """What rt-pretrain started, with the paths of this machine cut down; nothing where it was not rt-pretrain."""
+    try:
+        words = shlex.split((model / "command.txt").read_text(encoding="utf-8"))
+    except OSError:
+        return ""
+    return shlex.join(_without_absolute_paths(word) for word in words)
+
+
+def _get(group, name: str):
+    return getattr(group, name, None) if isinstance(group, argparse.Namespace) else group.get(name)
+
+
+def _model_card(name: str, state: dict, precision: str, size: int, command: str, notes: str) -> str:
+    cfg = state["cfg"]
+    model, optimization = cfg["model"], cfg["optimization"]
+    metric, value = cfg["checkpoint"]["best_checkpoint_metric"], state["extra_state"].get("val_loss")
+    unit = "; bits a masked token" if (_get(cfg["task"], "_name"), metric) == ("rt_masked_lm", "loss") else ""
+    options = [f"{key}: {_get(model, key)}" for key in ("recurrence_direction", "recurrence_step_size")]
+    rate = optimization["lr"][0] if isinstance(optimization["lr"], (list, tuple)) else optimization["lr"]
+    rows = {
+        "architecture": f"`{_get(model, 'arch') or _get(model, '_name')}`",
+        "options": ", ".join(option.replace("recurrence_", "") for option in options if "None" not in option),
+        "parameters": f"{sum(v.numel() for v in state['model'].values()):,}",
+        "updates": f"{state['optimizer_history'][-1]['num_updates']:,}",
+        "learning rate": f"{rate:g}",
+        f"validation {metric}": "" if value is None else f"{value:.3f} (in training{unit})",
+        "file": f"{precision}, {size / 1e6:.1f} MB",
+    }
+    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items() if value)
+    text = f"# {name}\n\n| | |\n| --- | --- |\n{table}"
+    if command:
+        text += f"\nTrained by\n\n    {command}\n"
+    text += (
+        "\nLoad it in Python:\n\n    from rt_plugin.model import RecurrentRobertaModel\n"
+        f'    model = RecurrentRobertaModel.from_pretrained("{name}")\n'
+    )
+    return f"{text}\n{notes}" if notes else text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command rt-export."""
+    args = parse_arguments(argv)
+    return commands.run("rt-export", lambda: export(args.model, args.out, args.checkpoint, args.precision, args.notes))

@@ -1,0 +1,35 @@
+"""A model folder, the unit that people pass around: checkpoints with all that is needed to use them on new text.
+
+checkpoint*.pt                 written by fairseq
+dict.txt                       the dictionary
+label_dict.txt                 class names in order, for a fine-tuned classifier
+sentencepiece.bpe.model        the tokenizer, under the name that fairseq's hub_utils looks for
+text_normalization.json        what is done to text before the tokenizer
+"""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from rt_plugin.console.files import replacing
+
+DICTIONARY_FILE = "dict.txt"
+LABEL_DICTIONARY_FILE = "label_dict.txt"
+TOKENIZER_FILE = "sentencepiece.bpe.model"
+NORMALIZATION_FILE = "text_normalization.json"
+
+
+def copy_files(pairs: Iterable[tuple[str | os.PathLike, str]], save_dir: str | os.PathLike) -> None:
+    """Copy (source, name in the folder) pairs into `save_dir`; sources that do not exist are passed over.
+
+    Each file appears whole or not at all.
+    """
+    folder = Path(save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for source, name in pairs:
+        target = folder / name
+        if not Path(source).is_file() or (target.exists() and os.path.samefile(source, target)):
+            continue
+        with open(source, "rb") as original, replacing(target) as copy:
+            shutil.copyfileobj(original, copy)

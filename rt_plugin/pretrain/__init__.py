@@ -1,0 +1,1 @@
+"""Pretraining: recipes, the launcher, one process of several, the log."""

@@ -1,0 +1,445 @@
+"""Pretraining with a recipe: works out the options of fairseq-train for the devices that are there, starts it, reports.
+
+    SAVE_DIR/checkpoint_*.pt, dict.txt, ...   the model folder; the same command again resumes
+    SAVE_DIR/command.txt                      what was started
+    SAVE_DIR/train.log, log.jsonl             all that fairseq-train said, and the numbers in it, one JSON object a line
+    SAVE_DIR/train1.log, ...                  what it said on other nodes
+
+Examples:
+  rt-pretrain runs/corpus --recipe mini --save-dir runs/mini --dry-run
+  rt-pretrain runs/corpus --recipe base --save-dir runs/base --model roberta
+  rt-pretrain runs/corpus --recipe mini --save-dir runs/mini -- --recurrence-direction alternate
+"""
+
+import argparse
+import dataclasses
+import fcntl
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from rt_plugin._location import USER_DIR
+from rt_plugin.console import commands
+from rt_plugin.console.files import replacing
+from rt_plugin.errors import UserError
+from rt_plugin.model_folder.files import DICTIONARY_FILE
+from rt_plugin.pretrain.log import read_log
+from rt_plugin.pretrain.recipes import RECIPES, Recipe
+
+MODELS = ("recurrent_roberta", "roberta")
+PRECISIONS = {"fp32": (), "fp16": ("--fp16",), "amp": ("--amp",), "bf16": ("--bf16",)}
+_TOKENS_PER_DEVICE = {"cpu": 8_192, "gpu": 16_384}
+_DRY_RUN_UPDATES = 3
+_ERROR_PREFIXES = ("rt_plugin: error: ", "fairseq-train: error: ", "process.py: error: ")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="rt-pretrain",
+        usage="%(prog)s DATA --recipe RECIPE --save-dir FOLDER [options] [-- more options for fairseq-train]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", metavar="DATA", help="folder of prepare_corpus.py, or several joined by colons")
+    parser.add_argument("--recipe", required=True, choices=RECIPES, help="size of the model and schedule")
+    parser.add_argument("--save-dir", required=True, type=Path, help="where the model goes")
+    parser.add_argument("--model", choices=MODELS, default=MODELS[0], help="default: %(default)s")
+    parser.add_argument("--dry-run", action="store_true", help="check data and model, train three updates, estimate")
+    parser.add_argument("--print-only", action="store_true", help="print the command and start nothing")
+    recipe = parser.add_argument_group("instead of the recipe's value")
+    for name in ("updates", "warmup_updates", "batch_tokens", "tokens_per_sample"):
+        recipe.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N")
+    recipe.add_argument("--learning-rate", type=float, metavar="X")
+    recipe.add_argument("--dropout", type=float, metavar="X")
+    devices = parser.add_argument_group("devices")
+    devices.add_argument("--cpu", action="store_true", help="train on the CPU though there is a GPU")
+    devices.add_argument("--processes", type=int, metavar="N", help="on this node (default: one a GPU; one on a CPU)")
+    devices.add_argument("--precision", choices=PRECISIONS, help="default: fp16 on a GPU, fp32 on a CPU")
+    devices.add_argument(
+        "--tokens-per-device",
+        type=int,
+        metavar="N",
+        help="at most so many at a time, as memory allows (default: 16384 on a GPU, 8192 on a CPU)",
+    )
+    devices.add_argument("--nodes", type=int, default=1, metavar="N", help="run this command on each (default: 1)")
+    devices.add_argument("--node-rank", type=int, default=0, metavar="N", help="of this node, from 0 on")
+    devices.add_argument("--master-addr", default="localhost", metavar="HOST", help="the name of node 0")
+    devices.add_argument("--master-port", type=int, metavar="PORT", help="free on node 0; needed with several nodes")
+    reports = parser.add_argument_group("reports")
+    reports.add_argument(
+        "--save-interval", type=int, metavar="N", help="updates (default: a 100th of all, at least 100)"
+    )
+    reports.add_argument("--log-interval", type=int, metavar="N", help="updates (default: 100, or a 20th of all)")
+    reports.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="write TensorBoard logs there")
+    reports.add_argument("--seed", type=int, default=1, help="default: %(default)s")
+    argv = sys.argv[1:] if argv is None else list(argv)
+    ours = argv[: argv.index("--")] if "--" in argv else argv
+    args = parser.parse_args(ours)
+    args.fairseq_options = argv[len(ours) + 1 :]
+    return args
+
+
+def choose_recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe with the values of the command line.
+
+    Raises:
+        UserError: a value makes no sense.
+    """
+    names = ("updates", "warmup_updates", "batch_tokens", "tokens_per_sample", "learning_rate", "dropout")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    for name, value in given.items():
+        if value <= 0 and name not in ("dropout", "warmup_updates"):
+            raise UserError(f"--{name.replace('_', '-')} {value}: expected a number above 0")
+    recipe = RECIPES[args.recipe]
+    if "updates" in given and "warmup_updates" not in given:
+        given["warmup_updates"] = recipe.warmup_updates * given["updates"] // recipe.updates
+    return dataclasses.replace(recipe, **given)
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """Where training runs.
+
+    Attributes:
+        kind: "cpu" or "gpu".
+        processes: on this node.
+        nodes: with as many processes each.
+    """
+
+    kind: str
+    processes: int
+    nodes: int = 1
+
+    @property
+    def total(self) -> int:
+        return self.processes * self.nodes
+
+
+def find_devices(args: argparse.Namespace) -> Devices:
+    """The devices of this node.
+
+    Raises:
+        UserError: more processes than GPUs are asked for, or a number makes no sense.
+    """
+    gpus = 0 if args.cpu else torch.cuda.device_count()
+    processes = max(1, gpus) if args.processes is None else args.processes
+    for option, value in (("--processes", processes), ("--nodes", args.nodes)):
+        if value < 1:
+            raise UserError(f"{option} {value}: expected a whole number, at least 1")
+    if gpus and processes > gpus:
+        raise UserError(f"--processes {processes}: there are {gpus} GPUs here, and a process needs one; or add --cpu")
+    if args.nodes > 1 and not args.master_port:
+        raise UserError("--nodes: several nodes need --master-addr and --master-port, where they find each other")
+    return Devices("gpu" if gpus else "cpu", processes, args.nodes)
+
+
+def split_batch(batch_tokens: int, devices: int, tokens_per_device: int, tokens_per_sample: int) -> tuple[int, int]:
+    """How a batch is shared out: (tokens a device and step, steps an update).
+
+    Of the numbers of steps that fit, the smallest that divides the batch evenly, or else the smallest.
+
+    Raises:
+        UserError: a device cannot hold one sequence, or would have none.
+    """
+    if tokens_per_device < tokens_per_sample:
+        raise UserError(
+            f"--tokens-per-device {tokens_per_device}: below the {tokens_per_sample} tokens of one sequence; "
+            "give more, or fewer --tokens-per-sample"
+        )
+    if batch_tokens < devices * tokens_per_sample:
+        raise UserError(
+            f"a batch of {batch_tokens} tokens is less than one sequence of {tokens_per_sample} tokens for each of "
+            f"{devices} devices; use fewer --processes, or more --batch-tokens"
+        )
+    least = -(-batch_tokens // (devices * tokens_per_device))
+    most = batch_tokens // (devices * tokens_per_sample)
+    even = (steps for steps in range(least, min(2 * least, most) + 1) if batch_tokens % (devices * steps) == 0)
+    steps = min(next(even, least), most)
+    return batch_tokens // (devices * steps), steps
+
+
+def check_data(data: str) -> None:
+    """Refuse data that fairseq would stumble over after minutes, or in a later epoch.
+
+    Raises:
+        UserError: a folder, the dictionary or a split is missing or empty.
+    """
+    folders = [Path(name) for name in data.split(os.pathsep)]
+    for number, folder in enumerate(folders):
+        names = ["train.bin", "train.idx"]
+        if number == 0:
+            names += [DICTIONARY_FILE, "valid.bin", "valid.idx"]
+        if not folder.is_dir():
+            raise UserError(f"data folder {folder}: no such folder; give what scripts/prepare_corpus.py printed")
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise UserError(
+                f"data folder {folder}: no {missing[0]} there; expected {', '.join(names)}, as "
+                "scripts/prepare_corpus.py writes them"
+            )
+        if empty := [name for name in names if name.endswith(".bin") and not (folder / name).stat().st_size]:
+            raise UserError(f"data folder {folder}: {empty[0]} is empty, no epoch can be trained on it; leave it out")
+
+
+def fairseq_options(args: argparse.Namespace, recipe: Recipe, devices: Devices) -> list[str]:
+    """The arguments of fairseq-train."""
+    limit = args.tokens_per_device or _TOKENS_PER_DEVICE[devices.kind]
+    max_tokens, steps = split_batch(recipe.batch_tokens, devices.total, limit, recipe.tokens_per_sample)
+    save_interval = args.save_interval or min(recipe.updates, max(100, recipe.updates // 100))
+    log_interval = args.log_interval or max(1, min(100, recipe.updates // 20))
+    options = {
+        "task": "rt_masked_lm",
+        "criterion": "rt_masked_lm",
+        "arch": f"{args.model}_{recipe.size}",
+        "sample-break-mode": "complete_doc",
+        "tokens-per-sample": recipe.tokens_per_sample,
+        "max-positions": recipe.tokens_per_sample,
+        "max-tokens": max_tokens,
+        "update-freq": steps,
+        "required-batch-size-multiple": 1,  # 8, the default, leaves up to half of a small batch empty
+        "max-update": recipe.updates,
+        "total-num-update": recipe.updates,
+        "warmup-updates": recipe.warmup_updates,
+        "lr-scheduler": "polynomial_decay",
+        "lr": recipe.learning_rate,
+        "optimizer": "adam",
+        "adam-betas": str(recipe.adam_betas),
+        "adam-eps": recipe.adam_eps,
+        "weight-decay": recipe.weight_decay,
+        "clip-norm": recipe.clip_norm,
+        "dropout": recipe.dropout,
+        "attention-dropout": recipe.dropout,
+        "seed": args.seed,
+        "save-dir": args.save_dir,
+        "save-interval-updates": save_interval,
+        "validate-interval-updates": save_interval,
+        "keep-interval-updates": 2,  # the newest may turn out to be unreadable
+        "log-format": "json",
+        "log-interval": log_interval,
+    }
+    if args.tensorboard:
+        options["tensorboard-logdir"] = args.tensorboard
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    precision = args.precision or {"gpu": "fp16", "cpu": "fp32"}[devices.kind]
+    words += ["--no-epoch-checkpoints", *PRECISIONS[precision]]
+    words += ["--cpu", "--num-workers", "0"] if devices.kind == "cpu" else []
+    return [args.data, *words, *args.fairseq_options]
+
+
+def launch_command(args: argparse.Namespace, devices: Devices, options: list[str]) -> list[str]:
+    """The command: fairseq-train for one process, torchrun for several."""
+    if devices.total == 1:
+        return ["fairseq-train", *options, "--user-dir", str(USER_DIR)]
+    if devices.kind == "cpu":
+        options = [*options, "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"]
+    where = [f"--nproc-per-node={devices.processes}"]
+    if devices.nodes == 1:
+        where.append("--standalone")
+    else:
+        where += [f"--nnodes={devices.nodes}", f"--node-rank={args.node_rank}"]
+        where += [f"--master-addr={args.master_addr}", f"--master-port={args.master_port}"]
+    return ["torchrun", *where, "-m", "rt_plugin.pretrain.process", *options]
+
+
+_OUR_OPTIONS = {  # fairseq-train's -> what to give instead
+    "--save-dir": "--save-dir before the --",
+    "--max-update": "--updates",
+    "--total-num-update": "--updates",
+    "--warmup-updates": "--warmup-updates before the --",
+    "--seed": "--seed before the --",
+    "--log-format": "nothing, progress is read from it",
+}
+
+
+def refuse_wrong_launch(args: argparse.Namespace) -> None:
+    """Refuse to be one of several processes, options that this program sets, and logs that nothing here can write.
+
+    Raises:
+        UserError: as said.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("LOCAL_RANK", 0)):
+        raise UserError("started by torchrun, but rt-pretrain starts the processes itself; run it without torchrun")
+    for option in args.fairseq_options:
+        if option.startswith(("--distributed-", "--device-id", "--ddp-backend", "--update-freq", "--max-tokens")):
+            raise UserError(
+                f"{option.split('=')[0]} is worked out from --processes, --nodes, --batch-tokens and "
+                "--tokens-per-device; leave it out"
+            )
+        if (name := option.split("=")[0]) in _OUR_OPTIONS:
+            raise UserError(f"{name} behind the -- is set by this program; use {_OUR_OPTIONS[name]}")
+    writers = ("tensorboard", "tensorboardX")  # without either, fairseq warns and trains on
+    if args.tensorboard and not any(importlib.util.find_spec(name) for name in writers):
+        raise UserError("--tensorboard needs the package tensorboardX, not found here; pip install tensorboardX")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command line asks for.
+
+    Raises:
+        UserError: an option or the data are wrong, or training stopped with an error.
+    """
+    refuse_wrong_launch(args)
+    recipe, devices = choose_recipe(args), find_devices(args)
+    if not args.print_only:
+        check_data(args.data)
+    command = launch_command(args, devices, fairseq_options(args, recipe, devices))
+    print(describe(recipe, devices, command), flush=True)
+    if args.print_only:
+        return
+    if args.dry_run:
+        dry_run(args, recipe, command)
+        return
+    try:
+        with _own_folder(args.save_dir, args.node_rank) as lock:
+            if args.node_rank == 0:
+                with replacing(args.save_dir / "command.txt") as file:
+                    file.write(f"{shlex.join(command)}\n".encode())
+            train(command, recipe, args.save_dir, args.node_rank, lock)
+    except OSError as error:
+        raise UserError(f"--save-dir {args.save_dir}: cannot be written ({error.strerror or error})") from None
+
+
+@contextmanager
+def _own_folder(folder: Path, node_rank: int) -> Iterator[int]:
+    """Keep a second training of this node out of the folder; the training inherits the lock, and outlives a launcher
+    that was killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".lock{node_rank}").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            process = lock.read().strip() or "not known"
+            raise UserError(
+                f"{folder}: another training writes there (process {process}); wait for it, or stop it"
+            ) from None
+        lock.truncate(0)  # of the training before
+        yield lock.fileno()
+
+
+def describe(recipe: Recipe, devices: Devices, command: list[str]) -> str:
+    """The recipe, the batch as it comes out, and the command."""
+    tokens, steps = (int(command[command.index(f"--{name}") + 1]) for name in ("max-tokens", "update-freq"))
+    batch = f"{devices.total} {devices.kind.upper()} x {steps} steps x {tokens:,} = {devices.total * steps * tokens:,}"
+    return (
+        f"recipe: {recipe.source}\n"
+        f"schedule: {recipe.updates:,} updates, {recipe.warmup_updates:,} of them warm-up to {recipe.learning_rate:g}\n"
+        f"batch: {batch} tokens at most (the recipe's: {recipe.batch_tokens:,})\n$ {shlex.join(command)}"
+    )
+
+
+def dry_run(args: argparse.Namespace, recipe: Recipe, command: list[str]) -> None:
+    """Train a few updates on every process, save nothing, and tell how long the whole will take."""
+    with tempfile.TemporaryDirectory() as folder:
+        last = ("--max-update", str(_DRY_RUN_UPDATES), "--log-interval", "1", "--no-save", "--disable-validation")
+        last += ("--tensorboard-logdir", folder) if "--tensorboard-logdir" in command else ()
+        records = list(_records([*command, "--save-dir", folder, *last], Path(folder) / "train.log"))
+    if args.node_rank:
+        print(f"dry run: node {args.node_rank} took part; node 0 reports")
+        return
+    speeds = [record["updates_per_second"] for record in records if record.get("updates_per_second")]
+    if not speeds:
+        raise UserError("the dry run ended without an update; are there fewer training data than one batch?")
+    hours = recipe.updates / speeds[-1] / 3600
+    tokens = records[-1].get("tokens_per_update", 0)
+    print(
+        f"dry run: {_DRY_RUN_UPDATES} updates of {tokens:,.0f} tokens, {speeds[-1]:.3g} updates/s; "
+        f"{recipe.updates:,} updates will take about {_duration(hours * 3600)}, without validation"
+    )
+
+
+def train(command: list[str], recipe: Recipe, save_dir: Path, node_rank: int, lock: int) -> None:
+    """Run the command, which gets the open file `lock`; log and report what it says. The numbers come from node 0."""
+    with (save_dir / "log.jsonl").open("a", encoding="utf-8") as log:
+        for record in _records(command, save_dir / f"train{node_rank or ''}.log", lock):
+            log.write(json.dumps(record) + "\n")
+            log.flush()
+            print(progress_line(record, recipe.updates), flush=True)
+
+
+def progress_line(record: dict, updates: int) -> str:
+    """One line for people: loss in bits, perplexity, speed, and the time left."""
+    words = [f"{record['split']:5} update {record['update']:,}/{updates:,}", f"loss {record['loss']:.3f} bits"]
+    if "perplexity" in record:
+        words.append(f"perplexity {record['perplexity']:.1f}")
+    if "accuracy" in record:
+        words.append(f"accuracy {record['accuracy']:.1%}")
+    if record["split"] != "valid" and record.get("tokens_per_second"):
+        words.append(f"{record['tokens_per_second']:,.0f} tokens/s")
+    if record["split"] == "train" and record.get("updates_per_second"):
+        words.append(f"{_duration((updates - record['update']) / record['updates_per_second'])} left")
+    return "  ".join(words)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {round(seconds) % 60:02} s"
+
+
+def _records(command: list[str], log: Path, lock: int | None = None) -> Iterator[dict]:
+    """Run a training command; yields its records as they come, and keeps all it says in `log`.
+
+    Raises:
+        UserError: it failed.
+    """
+    error = None
+    with log.open("a", encoding="utf-8") as file, _started(command, lock) as process:
+        for line in process.stdout:
+            file.write(line)
+            file.flush()
+            error = next((line.partition(p)[2].strip() for p in _ERROR_PREFIXES if p in line), error)
+            yield from read_log([line])
+        status = process.wait()
+    if status:
+        where = f"; all it said is in {log}" if lock is not None else ""  # a dry run's is deleted
+        raise UserError(error or f"{command[0]} ended with status {status}: {_last_lines(log)}{where}")
+
+
+def _last_lines(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line]
+    return (errors or lines or ["it said nothing"])[-1][:300]
+
+
+@contextmanager
+def _started(command: list[str], lock: int | None) -> Iterator[subprocess.Popen]:
+    """The running command, which ends with this program, with all its processes."""
+    program = shutil.which(command[0], path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if program is None:
+        raise UserError(f"{command[0]} is not installed beside {sys.executable}; install fairseq (docs/install.md)")
+    package = str(USER_DIR.parent)  # a checkout that is not installed is found, too
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
+    process = subprocess.Popen(
+        [program, *command[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment,
+        start_new_session=True,
+        pass_fds=() if lock is None else (lock,),
+    )
+    if lock is not None:
+        os.write(lock, str(process.pid).encode())
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    args = parse_arguments(argv)
+    return commands.run("rt-pretrain", lambda: run(args), "interrupted; the same command resumes")

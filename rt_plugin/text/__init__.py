@@ -1,0 +1,1 @@
+"""Raw text of any size, its normalisation, and the tokenizer."""

@@ -1,0 +1,201 @@
+"""Raw text files of any size and compression: read by lines, or in chunks that end where a document ends."""
+
+import contextlib
+import gzip
+import importlib
+import io
+import lzma
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from rt_plugin.errors import UserError
+
+COMPRESSED = (".gz", ".xz", ".zst")
+_BROKEN_ARCHIVE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+_ZST_BYTES = 1024  # read at a time: no more than 32 MiB of text, however well it is compressed
+
+
+@contextlib.contextmanager
+def open_text(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """A text file and, below it, the file on disk, whose `tell()` says how much of it is read.
+
+    Files named .gz, .xz and .zst are decompressed on the way; .zst needs the package zstandard.
+
+    Raises:
+        UserError: the file is missing, unreadable or a broken archive, or zstandard is not installed.
+    """
+    path = Path(path)
+    broken = _BROKEN_ARCHIVE
+    try:
+        with path.open("rb") as raw:
+            if path.suffix == ".zst":
+                zstandard = _import_zstandard(path)
+                broken = (*broken, zstandard.ZstdError)
+            yield _decompressed(raw, path.suffix), raw
+    except broken as error:
+        raise UserError(f"{path}: the archive is broken or cut off ({error}); copy the file again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the text file ({error.strerror}); give an existing UTF-8 file") from None
+
+
+def _decompressed(raw: BinaryIO, suffix: str) -> BinaryIO:
+    if suffix == ".gz":
+        return gzip.GzipFile(fileobj=raw)
+    if suffix == ".xz":
+        return lzma.LZMAFile(raw)
+    if suffix == ".zst":
+        return io.BufferedReader(_ZstdFile(raw))
+    return raw
+
+
+class _ZstdFile(io.RawIOBase):
+    """A .zst file decompressed, one frame after the other.
+
+    zstandard's own reader takes a file that is cut off for a whole one, and gives no lines.
+
+    Raises:
+        EOFError: the file ends inside a frame.
+    """
+
+    def __init__(self, raw: BinaryIO):
+        self._raw = raw
+        self._decompressor = importlib.import_module("zstandard").ZstdDecompressor()
+        self._frame = None  # between two frames
+        self._compressed = b""
+        self._text = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self._text:
+            self._compressed = self._compressed or self._raw.read(_ZST_BYTES)
+            if not self._compressed:
+                if self._frame:
+                    raise EOFError("it ends inside a frame")
+                return 0
+            self._frame = self._frame or self._decompressor.decompressobj()
+            self._text = memoryview(self._frame.decompress(self._compressed))
+            self._compressed = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        size = min(len(buffer), len(self._text))
+        buffer[:size], self._text = self._text[:size], self._text[size:]
+        return size
+
+
+def _import_zstandard(path: Path):
+    try:
+        return importlib.import_module("zstandard")
+    except ModuleNotFoundError:
+        raise UserError(f"{path}: reading .zst needs the package zstandard; run: pip install zstandard") from None
+
+
+def read_lines(path: str | os.PathLike) -> Iterator[str]:
+    r"""The lines of a UTF-8 text file, without their line ends.
+
+    Only "\n" (or "\r\n") ends a line: U+2028, U+0085 and the like are white space inside a line.
+
+    Raises:
+        UserError: see `open_text`; or the file is without any text, or not UTF-8 (names line and byte).
+    """
+    path = Path(path)
+    has_text = False
+    with open_text(path) as (file, _):
+        for number, raw in enumerate(file, start=1):
+            line = _decode_line(raw, path, number)
+            has_text = has_text or bool(line.strip())
+            yield line
+    if not has_text:
+        raise UserError(f"{path}: the text file is empty; expected UTF-8 text, one sentence or paragraph a line")
+
+
+def _decode_line(raw: bytes, path: Path, number: int) -> str:
+    try:
+        # a byte-order mark at the start of the file belongs to the encoding, not to the text
+        line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}, line {number}: not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start + 1}); "
+            "convert the file, for example with iconv -t UTF-8"
+        ) from None
+    return line.removesuffix("\n").removesuffix("\r")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Successive lines of a text file.
+
+    Attributes:
+        path: of the file.
+        data: whole lines, as they stand in the (decompressed) file.
+        first_line: the number of the first one, from 1 on.
+        ends_document: whether the next chunk begins a new document.
+        ends_file: whether this is the file's last chunk.
+        bytes_read: of the file on disk, up to here.
+    """
+
+    path: Path
+    data: bytes
+    first_line: int
+    ends_document: bool
+    ends_file: bool
+    bytes_read: int
+
+    def lines(self) -> list[str]:
+        """The lines without their ends.
+
+        Raises:
+            UserError: a line is not UTF-8.
+        """
+        raw_lines = self.data.split(b"\n")
+        if not raw_lines[-1]:  # what follows the last line's end is no line
+            raw_lines.pop()
+        try:
+            text = self.data.decode("utf-8-sig" if self.first_line == 1 else "utf-8")
+        except UnicodeDecodeError:
+            return [_decode_line(raw, self.path, self.first_line + i) for i, raw in enumerate(raw_lines)]
+        return [line.removesuffix("\r") for line in text.split("\n")[: len(raw_lines)]]
+
+
+def read_chunks(path: str | os.PathLike, size: int, document_per_line: bool) -> Iterator[Chunk]:
+    """A text file as chunks of about `size` bytes, each ending with a document where the documents are smaller.
+
+    A document larger than two chunks is cut between lines, so that memory stays bounded.
+
+    Args:
+        size: bytes of decompressed text.
+        document_per_line: each line is a document; else blank lines separate documents.
+
+    Raises:
+        UserError: see `open_text`.
+    """
+    path = Path(path)
+    first_line, rest = 1, b""
+    with open_text(path) as (file, raw):
+        while block := file.read(size):
+            rest += block
+            end, ends_document = _last_boundary(rest, document_per_line, must_cut=len(rest) >= 2 * size)
+            if end:
+                yield Chunk(path, rest[:end], first_line, ends_document, False, raw.tell())
+                first_line += rest.count(b"\n", 0, end)
+                rest = rest[end:]
+        yield Chunk(path, rest, first_line, True, True, raw.tell())
+
+
+def _last_boundary(data: bytes, document_per_line: bool, must_cut: bool) -> tuple[int, bool]:
+    """Where to cut, behind a line end (0: nowhere yet), and whether a document ends there."""
+    last_line_end = data.rfind(b"\n") + 1
+    if document_per_line:
+        return last_line_end, True
+    end = last_line_end
+    while end:
+        start = data.rfind(b"\n", 0, end - 1) + 1
+        if not data[start:end].strip():
+            return end, True
+        end = start
+    return (last_line_end, False) if must_cut else (0, False)

@@ -1,0 +1,397 @@
+"""Preparing a corpus: fairseq-preprocess's data, whatever the files, workers and interruptions; bad input."""
+
+import collections
+import gzip
+import itertools
+import json
+import lzma
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from fairseq.data import Dictionary, MMapIndexedDataset
+from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode, get_encoder
+
+from conftest import REPOSITORY, SAMPLE, TRAINING, run_command
+from rt_plugin.corpus import parts as corpus
+from rt_plugin.corpus import prepare as prepare_corpus
+from rt_plugin.glue import prepare as glue_data
+from rt_plugin.model import RecurrentRobertaModel
+
+BROKEN = "caf\xe9".encode("latin-1")
+
+
+def prepare(*arguments):
+    assert prepare_corpus.main([str(a) for a in arguments]) == 0
+
+
+def error_of(capsys, *arguments) -> str:
+    assert prepare_corpus.main([str(a) for a in arguments]) == 1
+    *_, last = capsys.readouterr().err.rstrip().splitlines()
+    assert last.startswith("prepare_corpus.py: error: ")
+    return last
+
+
+def files_of(folder, split="train"):
+    return {kind: (folder / f"{split}.{kind}").read_bytes() for kind in ("bin", "idx")}
+
+
+def items(prefix):
+    dataset = MMapIndexedDataset(str(prefix))
+    return [tuple(dataset[i].tolist()) for i in range(len(dataset))]
+
+
+def documents(*prefixes):
+    """How often each document, a tuple of sentences, is in the data sets."""
+    groups = (itertools.groupby(items(prefix), key=lambda item: len(item) > 1) for prefix in prefixes)
+    return collections.Counter(tuple(g) for group in groups for is_text, g in group if is_text)
+
+
+@pytest.fixture(scope="module")
+def train_text(tokenizer_folder):
+    return tokenizer_folder / "train.txt"  # 200 KB: four pieces
+
+
+@pytest.fixture(scope="module")
+def whole(train_text, tokenizer_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "out"
+    valid = tokenizer_folder / "valid.txt"
+    prepare(train_text, "--valid", valid, "--tokenizer", tokenizer_folder, "--out", out, "--workers", 2)
+    return out
+
+
+def test_data_are_those_of_fairseq_preprocess(whole, data_bin):
+    for split in ("train", "valid"):
+        assert files_of(whole, split) == files_of(data_bin, split)
+    for name in ("dict.txt", "sentencepiece.bpe.model", "text_normalization.json"):
+        assert (whole / name).read_bytes() == (data_bin / name).read_bytes()
+
+
+def test_manifest_counts_what_is_there(whole, train_text, data_bin):
+    manifest = json.loads((whole / "manifest.json").read_text())
+    lines = train_text.read_text(encoding="utf-8").splitlines()
+    counts, sentences = manifest["counts"]["train"], items(data_bin / "train")
+    assert counts["sentences"] == sum(1 for line in lines if line)
+    assert counts["blank_lines"] == sum(1 for line in lines if not line)
+    assert counts["documents"] == documents(data_bin / "train").total()
+    assert counts["tokens"] == sum(map(len, sentences))
+    assert counts["unknown"] == sum(sentence.count(Dictionary().unk()) for sentence in sentences) > 0
+    assert manifest["inputs"]["train"][0]["bytes"] == train_text.stat().st_size
+    assert not (whole / "parts").exists()
+
+
+def zst(data):
+    return pytest.importorskip("zstandard", reason="zstandard is not installed").compress(data)
+
+
+def zst_frames(data):
+    return b"".join(zst(data[start : start + 30_000]) for start in range(0, len(data), 30_000))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"), [("gz", gzip.compress), ("xz", lzma.compress), ("zst", zst), ("zst", zst_frames)]
+)
+def test_several_compressed_files_are_like_one(suffix, compress, whole, train_text, tokenizer_folder, tmp_path):
+    first, second = train_text.read_bytes().rsplit(b"\n\n", 1)  # the separator itself is in neither file
+    for name, data in (("a", first), ("b", second)):
+        (tmp_path / f"{name}.{suffix}").write_bytes(compress(data))
+    files = (tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}")
+    prepare(*files, "--tokenizer", tokenizer_folder, "--out", tmp_path / "out", "--workers", 1)
+    assert files_of(tmp_path / "out") == files_of(whole)
+
+
+@pytest.mark.parametrize("compress", [zst, zst_frames])
+def test_zst_that_is_cut_off_is_refused(compress, train_text, tokenizer_folder, tmp_path, capsys):
+    data = compress(train_text.read_bytes())
+    for length in (len(data) // 2, len(data) - 1):
+        (tmp_path / "cut.zst").write_bytes(data[:length])
+        options = (tmp_path / "cut.zst", "--out", tmp_path / str(length))
+        for tokenizer in (("--tokenizer", tokenizer_folder), ("--vocab-size", 300)):
+            error = error_of(capsys, *options, *tokenizer, "--fresh")
+            assert "cut.zst: the archive is broken or cut off" in error
+        assert not list((tmp_path / str(length)).glob("*.bin"))
+
+
+def test_tokenizer_is_trained_on_zst(train_text, tmp_path):
+    (tmp_path / "text.zst").write_bytes(zst(train_text.read_bytes()))
+    for text in (train_text, tmp_path / "text.zst"):
+        prepare(text, "--vocab-size", 300, "--normalization", "none", "--out", tmp_path / text.suffix[1:])
+    names = ("sentencepiece.bpe.model", "dict.txt", "train.bin", "train.idx")
+    assert all((tmp_path / "zst" / name).read_bytes() == (tmp_path / "txt" / name).read_bytes() for name in names)
+
+
+def test_shards_share_the_documents(whole, train_text, tokenizer_folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    prepare(train_text, "--tokenizer", tokenizer_folder, "--out", out, "--shards", 2, "--workers", 2)
+    folders = [out / "shard0", out / "shard1"]
+    printed = capsys.readouterr().out
+    assert f"data for fairseq-train: {folders[0]}:{folders[1]}" in printed
+    parts = [documents(folder / "train") for folder in folders]
+    assert parts[0] + parts[1] == documents(whole / "train")
+    assert min(part.total() for part in parts) > 0.3 * (parts[0] + parts[1]).total()
+    tokens = [sum(map(len, items(folder / "train"))) for folder in folders]
+    assert json.loads((out / "manifest.json").read_text())["tokens_by_shard"] == tokens
+    assert f"tokens in a shard: {min(tokens):,} to {max(tokens):,}" in printed
+    assert (folders[1] / "dict.txt").read_bytes() == (whole / "dict.txt").read_bytes()
+
+
+def test_small_files_share_the_shards(tokenizer_folder, tmp_path):
+    files = [tmp_path / f"{i}.txt" for i in range(4)]
+    for i, file in enumerate(files):
+        file.write_text(f"Document {i}.\n\n")
+    prepare(*files, "--tokenizer", tokenizer_folder, "--out", tmp_path / "out", "--shards", 2, "--workers", 1)
+    assert [documents(tmp_path / "out" / shard / "train").total() for shard in ("shard0", "shard1")] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [("A line of text.\n" * 20_000, ()), ("First.\n\n" + "Second.\n" * 20_000, ("--valid-documents", 1))],
+)
+def test_a_shard_without_documents_is_refused(text, options, tokenizer_folder, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text(text)
+    options = (tmp_path / "text.txt", "--tokenizer", tokenizer_folder, "--out", tmp_path / "out", *options)
+    error = error_of(capsys, *options, "--shards", 2)
+    assert "--shards 2: the training text fills only 1 of them" in error
+    assert "use --shards 1" in error
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [".lock"]
+    prepare(*options, "--shards", 1)
+
+
+@pytest.mark.parametrize("content", [b"", b" \n\n\t\n"])
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_split_without_text_is_refused(content, split, train_text, tokenizer_folder, tmp_path, capsys):
+    blank = tmp_path / "blank.gz"
+    blank.write_bytes(gzip.compress(content))
+    files = (blank,) if split == "train" else (train_text, "--valid", blank)
+    error = error_of(capsys, *files, "--tokenizer", tokenizer_folder, "--out", tmp_path / "out")
+    assert f"{blank}: no text for {split}, only white space" in error
+
+
+def test_documents_of_two_files_stay_apart_where_a_cut_meets_the_end(tokenizer_folder, tmp_path):
+    line = ("word " * 2**13)[: 2**15 - 1] + "\n"
+    (tmp_path / "a.txt").write_text(line * 4)  # twice the size of a piece
+    (tmp_path / "b.txt").write_text("Second document here\n")
+    (tmp_path / "joined.txt").write_text(line * 4 + "\nSecond document here\n")
+    options = ("--tokenizer", tokenizer_folder, "--workers", 1)
+    prepare(tmp_path / "a.txt", tmp_path / "b.txt", *options, "--out", tmp_path / "two")
+    prepare(tmp_path / "joined.txt", *options, "--out", tmp_path / "one")
+    assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
+    assert sorted(map(len, documents(tmp_path / "two" / "train"))) == [1, 4]
+
+
+def test_a_document_larger_than_pieces_stays_whole(train_text, tokenizer_folder, tmp_path):
+    lines = [line for line in train_text.read_text(encoding="utf-8").split("\n") if line]
+    large = tmp_path / "large.txt"
+    large.write_text("\n".join(lines) + "\n\nThe second document.\n", encoding="utf-8")
+    prepare(large, "--tokenizer", tokenizer_folder, "--out", tmp_path / "out", "--shards", 2, "--workers", 2)
+    sizes = sorted(
+        len(document) for shard in ("shard0", "shard1") for document in documents(tmp_path / "out" / shard / "train")
+    )
+    assert sizes == [1, len(lines)]
+
+
+def test_a_line_can_be_a_document(train_text, tokenizer_folder, tmp_path):
+    lines = [line for line in train_text.read_text(encoding="utf-8").split("\n") if line][:50]
+    (tmp_path / "lines.txt").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "blocks.txt").write_text("\n\n".join(lines) + "\n\n", encoding="utf-8")
+    for kind in ("lines", "blocks"):
+        options = ("--documents", kind, "--tokenizer", tokenizer_folder, "--out", tmp_path / kind)
+        prepare(tmp_path / f"{kind}.txt", *options)
+    assert files_of(tmp_path / "lines") == files_of(tmp_path / "blocks")
+
+
+def test_whole_documents_are_held_out(whole, train_text, tokenizer_folder, tmp_path):
+    chosen = []
+    for seed in (1, 2):
+        out = tmp_path / str(seed)
+        options = ("--valid-documents", 7, "--seed", seed, "--shards", 2, "--workers", 2)
+        prepare(train_text, "--tokenizer", tokenizer_folder, "--out", out, *options)
+        train, valid = documents(out / "shard0/train", out / "shard1/train"), documents(out / "shard0/valid")
+        assert valid.total() == 7
+        assert train + valid == documents(whole / "train")
+        chosen.append(valid)
+    assert chosen[0] != chosen[1]
+
+
+def assert_group_ends(group):
+    """No worker process stays behind."""
+    deadline = time.monotonic() + 20
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(0.05)
+
+
+def test_killed_run_continues_with_what_is_missing(whole, train_text, tokenizer_folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    options = (train_text, "--valid", tokenizer_folder / "valid.txt", "--tokenizer", tokenizer_folder, "--out", out)
+    script = [sys.executable, REPOSITORY / "scripts" / "prepare_corpus.py", *options, "--workers", "1"]
+    process = subprocess.Popen(list(map(str, script)), start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (finished := {p.stem for p in out.glob("parts/*.npz")}) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert_group_ends(process.pid)
+    finished = {p.stem for p in out.glob("parts/*.npz")}
+    assert finished
+    assert not (out / "manifest.json").exists()
+    encode = corpus.Worker.__call__
+
+    def encode_and_note(worker, piece):  # in a worker process, which inherits this by fork
+        encode(worker, piece)
+        with (tmp_path / "encoded").open("a") as file:
+            file.write(f"{piece.name}\n")
+
+    monkeypatch.setattr(corpus.Worker, "__call__", encode_and_note)
+    prepare(*options)
+    assert finished.isdisjoint((tmp_path / "encoded").read_text().split())
+    for split in ("train", "valid"):
+        assert files_of(out, split) == files_of(whole, split)
+
+
+def test_finished_data_are_left_alone_and_changes_are_named(train_text, tokenizer_folder, tmp_path, capsys):
+    source, out = tmp_path / "text.txt", tmp_path / "out"
+    source.write_bytes(train_text.read_bytes()[:5000])
+    options = ("--tokenizer", tokenizer_folder, "--out", out)
+    prepare(source, *options)
+    before = {p.name: p.stat().st_mtime_ns for p in out.glob("[!.]*")}
+    prepare(source.rename(tmp_path / "moved.txt"), *options, "--workers", 3)
+    assert "nothing to do" in capsys.readouterr().err
+    assert {p.name: p.stat().st_mtime_ns for p in out.glob("[!.]*")} == before
+    source.write_bytes(train_text.read_bytes()[:5001])
+    error = error_of(capsys, source, *options, "--documents", "lines")
+    assert "text.txt has changed" in error
+    assert "--documents was blocks, is lines" in error
+    assert "train files: 1 then, 2 now" in error_of(capsys, source, source, *options)
+    prepare(source, *options, "--fresh")
+    assert json.loads((out / "manifest.json").read_text())["inputs"]["train"][0]["bytes"] == 5001
+
+
+def test_lost_data_are_made_again(train_text, tokenizer_folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    files = (train_text, "--valid", tokenizer_folder / "valid.txt")
+    options = (*files, "--vocab-size", 300, "--normalization", "none", "--out", out, "--shards", 2)
+    prepare(*options)
+    before = {path: path.read_bytes() for path in out.glob("shard*/*")}
+    tokenizer = (out / "sentencepiece.bpe.model").stat().st_mtime_ns
+    (out / "shard0" / "train.bin").unlink()
+    (out / "shard1" / "train.idx").write_bytes(b"MMIDIDX")
+    prepare(*options)
+    said = capsys.readouterr().err
+    assert "shard0/train.bin, shard1/train.idx" in said
+    assert "nothing to do" not in said
+    assert {path: path.read_bytes() for path in out.glob("shard*/*")} == before
+    assert (out / "sentencepiece.bpe.model").stat().st_mtime_ns == tokenizer
+    (out / "dict.txt").unlink()
+    prepare(*options)
+    assert f"{out}: dict.txt: missing" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.glob("shard*/*")} == before
+    prepare(*options)
+    assert "nothing to do" in capsys.readouterr().err
+
+
+def test_interrupted_fresh_start_does_not_pass_for_finished(train_text, tokenizer_folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    options = list(map(str, (train_text, "--tokenizer", tokenizer_folder, "--out", out, "--shards", 2)))
+    prepare(*options)
+
+    def interrupt(path, **_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_corpus.shutil, "rmtree", interrupt)
+        assert prepare_corpus.main([*options, "--fresh"]) == 130
+    assert not (out / "manifest.json").exists()
+    prepare(*options, "--fresh")
+    assert (out / "manifest.json").exists()
+
+
+def test_tokenizer_is_trained_on_the_text(tmp_path, train_text):
+    prepare(train_text, "--vocab-size", 300, "--out", tmp_path / "out", "--normalization", "none")
+    assert len((tmp_path / "out" / "dict.txt").read_text(encoding="utf-8").splitlines()) == 297
+    assert '"none"' in (tmp_path / "out" / "text_normalization.json").read_text()
+    assert 0 < json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]["train"]["unknown_rate"] < 0.05
+
+
+@pytest.fixture
+def gpt2_bpe(tmp_path):
+    """GPT-2 BPE files of 259 tokens."""
+    letters = list(bytes_to_unicode().values())
+    merges = ["t h", "Ġ th", "Ġth e"]
+    tokens = [*letters, *(merge.replace(" ", "") for merge in merges)]
+    (tmp_path / "encoder.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    return tmp_path / "encoder.json", tmp_path / "vocab.bpe"
+
+
+def test_gpt2_files_give_the_data_of_fairseq(gpt2_bpe, train_text, tmp_path):
+    lines = train_text.read_text(encoding="utf-8").split("\n")[:40]
+    (tmp_path / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    prepare(tmp_path / "text.txt", "--gpt2-bpe", *gpt2_bpe, "--out", tmp_path / "out")
+    dictionary, gpt2 = Dictionary.load(str(tmp_path / "out" / "dict.txt")), get_encoder(*map(str, gpt2_bpe))
+    expected = [
+        dictionary.encode_line(" ".join(map(str, gpt2.encode(" ".join(line.split())))), add_if_not_exist=False)
+        for line in lines
+    ]
+    assert items(tmp_path / "out" / "train") == [tuple(line.tolist()) for line in expected]
+    assert dictionary.index("258") in set(itertools.chain.from_iterable(items(tmp_path / "out/train")))
+
+
+def test_model_of_gpt2_data_is_loaded_with_its_files_and_not_for_glue(gpt2_bpe, train_text, tmp_path, capsys):
+    lines = train_text.read_text(encoding="utf-8").split("\n")[:400]
+    (tmp_path / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    data, model = tmp_path / "data", tmp_path / "model"
+    prepare(tmp_path / "text.txt", "--valid", tmp_path / "text.txt", "--gpt2-bpe", *gpt2_bpe, "--out", data)
+    run_command("fairseq-train", data, *TRAINING, "--save-dir", model)
+    names = {"gpt2_encoder_json": str(gpt2_bpe[0]), "gpt2_vocab_bpe": str(gpt2_bpe[1])}
+    loaded = RecurrentRobertaModel.from_pretrained(str(model), bpe="gpt2", **names)
+    assert tuple(loaded.encode(lines[0]).tolist()[1:]) == items(data / "train")[0]
+    assert loaded.decode(loaded.encode(lines[0])) == lines[0]
+    capsys.readouterr()
+    assert glue_data.main([str(SAMPLE), str(tmp_path / "glue"), "--model", str(model), "--tasks", "QNLI"]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert f"{model / 'sentencepiece.bpe.model'}: no sentencepiece model there" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("no.txt", None, (), "no.txt: no such file"),
+        ("empty.txt", b"", (), "empty.txt: the file is empty"),
+        ("late.txt", b"A line of text.\n\n" * 20000 + BROKEN, (), "late.txt, line 40001: not UTF-8 (byte 0xe9"),
+        (
+            "cut.gz",
+            gzip.compress(b"A line of text.\n" * 99, mtime=0)[:-9],
+            (),
+            "cut.gz: the archive is broken or cut off",
+        ),
+        ("plain.xz", b"A line of text.\n", (), "plain.xz: the archive is broken or cut off"),
+        ("few.txt", b"One.\n\nTwo.\n", ("--valid-documents", 2), "there are only 2 documents"),
+        ("a.txt", b"One.\n", ("--normalization", "none"), "--normalization none: "),
+        ("a.txt", b"One.\n", ("--dictionary", REPOSITORY / "README.md"), "not a fairseq dictionary"),
+    ],
+)
+def test_bad_input_ends_in_one_line(name, content, options, message, tokenizer_folder, tmp_path, capsys):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    error = error_of(capsys, path, "--tokenizer", tokenizer_folder, "--out", tmp_path / "out", *options)
+    assert message in error
+
+
+def test_a_folder_of_something_else_is_refused(train_text, tokenizer_folder, tmp_path, capsys):
+    (tmp_path / "notes.md").write_text("mine")
+    error = error_of(capsys, train_text, "--tokenizer", tokenizer_folder, "--out", tmp_path)
+    assert "holds notes.md but no prepared data; choose another --out" in error
+
+
+def test_a_file_without_text_is_named(tokenizer_folder, tmp_path, capsys):
+    (tmp_path / "blank.txt").write_text(" \n\n\t\n")
+    (tmp_path / "text.txt").write_text("A line of text.\n")
+    files = (tmp_path / "blank.txt", tmp_path / "text.txt")
+    prepare(*files, "--tokenizer", tokenizer_folder, "--out", tmp_path / "out")
+    assert "blank.txt: holds no text, only white space" in capsys.readouterr().out

@@ -1,0 +1,226 @@
+"""Tables, differences and plots of a report, on results with known statistics."""
+
+import csv
+import itertools
+import math
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rt_plugin.glue import report as glue_report
+from rt_plugin.glue import results as glue_results
+from rt_plugin.glue.specs import BY_NAME
+
+
+def row(model, task, lr, seed, score, failed=0, last=None):
+    last = score if last is None else last
+    values = {"best_score": score, "last_score": last}
+    return {"model": model, "task": task, "lr": lr, "seed": seed, "failed": failed, "seconds": 1.0, **values}
+
+
+RTE = [
+    *(row("new", "RTE", 1e-4, seed, score) for seed, score in enumerate((0.60, 0.70, 0.62), start=1)),
+    *(row("new", "RTE", 1e-3, seed, score, failed=1) for seed, score in enumerate((0.50, 0.90, 0.53), start=1)),
+    *(row("base", "RTE", 1e-4, seed, score) for seed, score in enumerate((0.55, 0.65, 0.60), start=1)),
+    *(row("base", "RTE", 1e-3, seed, score) for seed, score in enumerate((0.61, 0.62, 0.63), start=1)),
+]
+STS_B = [row(model, "STS-B", 1e-4, seed, score) for model, seed, score in (("new", 1, 0.2), ("base", 1, math.nan))]
+COLA = [row("new", "CoLA", 1e-4, 1, 0.1)]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """results.csv of a baseline and of a model."""
+    folder = tmp_path_factory.mktemp("results")
+    paths = []
+    for model in ("base", "new"):
+        paths.append(folder / f"{model}.csv")
+        glue_results.write_csv(paths[-1], [r for r in (*RTE, *STS_B, *COLA) if r["model"] == model])
+    return paths
+
+
+@pytest.fixture(scope="module")
+def report(files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    assert glue_report.main([*map(str, files), "--out", str(folder)]) == 0
+    return folder
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def statistics(row, prefix=""):
+    names = ("runs", "median", "mean", "std", "best", "failed")
+    return [pytest.approx(float(row[prefix + name]), nan_ok=True, abs=1e-9) for name in names]
+
+
+def test_table_at_the_best_learning_rate_and_over_all(report):
+    rows = {(r["model"], r["task"]): r for r in read(report / "table.csv")}
+    assert list(rows) == [
+        *(("base", name) for name in ("STS-B", "RTE", "average")),
+        *(("new", name) for name in ("CoLA", "STS-B", "RTE", "average")),
+    ]
+    new = rows["new", "RTE"]
+    assert new["best_lr"] == "0.0001"  # the best single run is at the other one
+    assert statistics(new) == [3, 62, 64, math.sqrt(28), 70, 0]
+    assert statistics(new, "all_")[:3] == [6, 61, pytest.approx(385 / 6)]
+    assert float(new["all_failed"]) == 3 and float(new["all_best"]) == 90
+    assert rows["base", "RTE"]["best_lr"] == "0.001" and float(rows["base", "RTE"]["median"]) == 62
+
+
+def test_undefined_score_counts_as_zero_and_one_run_has_no_deviation(report):
+    rows = {(r["model"], r["task"]): r for r in read(report / "table.csv")}
+    assert float(rows["base", "STS-B"]["median"]) == 0 and rows["base", "STS-B"]["std"] == "nan"
+
+
+def test_average_is_over_the_tasks_of_all_models(report):
+    rows = {(r["model"], r["task"]): r for r in read(report / "table.csv")}
+    assert float(rows["new", "average"]["median"]) == pytest.approx((62 + 20) / 2)
+    assert "over 2 tasks: STS-B, RTE." in (report / "report.md").read_text()
+
+
+def results_of(rows, folder):
+    glue_results.write_csv(folder / "results.csv", rows)
+    return glue_report.collect(glue_results.read_csv(folder / "results.csv"))
+
+
+def test_differences(report):
+    rows = {(r["task"], r["runs"]): r for r in read(report / "differences.csv")}
+    assert {(r["model"], r["other"]) for r in rows.values()} == {("new", "base")}
+    assert [runs for _, runs in rows] == ["all learning rates"] * 3 + ["best learning rate"] * 3
+    best = rows["RTE", "best learning rate"]
+    assert float(best["difference"]) == pytest.approx(64 - 62) and best["seeds"] == "3 and 3"
+    everywhere = rows["RTE", "all learning rates"]
+    assert float(everywhere["difference"]) == pytest.approx(9.5 / 3)
+    average = rows["average", "best learning rate"]
+    assert float(average["difference"]) == pytest.approx((2 + 20) / 2) and average["seeds"] == "2 tasks"
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_interval_is_welchs(seeds, tmp_path):
+    """Of means, the bootstrap's standard error is known; with it, the interval is that of Welch's t test."""
+    a, b = [0.60, 0.70, 0.62, 0.58, 0.75][:seeds], [0.5, 0.55, 0.51, 0.57, 0.5][:seeds]
+    rows = [row(m, "RTE", 1e-4, i, x) for m, scores in (("base", b), ("new", a)) for i, x in enumerate(scores)]
+    low, high = (100 * value for value in stats.ttest_ind(a, b, equal_var=False).confidence_interval())
+    for found in glue_report.differences(results_of(rows, tmp_path)):
+        assert [found.low, found.high] == pytest.approx([low, high], abs=0.02 * (high - low))
+
+
+def test_no_interval_without_a_second_seed_or_where_no_two_runs_differ(report, tmp_path):
+    rows = {(r["task"], r["runs"]): r for r in read(report / "differences.csv")}
+    for task in ("STS-B", "average"):
+        assert {rows[task, "best learning rate"][name] for name in ("low", "high")} == {"nan"}
+    assert "| new - base | STS-B | best learning rate | +20.0 | - | 1 and 1 |" in (report / "report.md").read_text()
+    same = [row(model, "RTE", 1e-4, seed, 0.527) for model in ("base", "new") for seed in (1, 2, 3)]
+    assert all(math.isnan(found.low) for found in glue_report.differences(results_of(same, tmp_path)))
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_intervals_of_equal_models_hold_zero_as_often_as_they_say(seeds):
+    """Scores of std 2 around the same mean, two tasks, three learning rates, 300 times over."""
+    random = np.random.default_rng(1)
+    tasks = (BY_NAME["CoLA"], BY_NAME["RTE"])
+    cells = list(itertools.product(("base", "new"), tasks, (1e-4, 3e-4, 1e-3), range(seeds)))
+    holds = defaultdict(list)
+    for _ in range(300):
+        scores = random.normal(0.7, 0.02, len(cells))
+        runs = [
+            glue_results.Run(*cell, failed=False, values={"best_score": x})
+            for cell, x in zip(cells, scores, strict=True)
+        ]
+        for found in glue_report.differences(glue_report.collect(runs)):
+            holds[found.runs, found.task].append(found.low <= 0 <= found.high)
+    assert len(holds) == 6
+    for (kind, task), values in holds.items():
+        assert np.mean(values) > 0.92, (kind, task)
+        assert np.mean(values) < 0.985 or kind == "best learning rate", (kind, task)  # which has its own luck
+
+
+def test_the_report_says_what_the_intervals_do_not_tell(report):
+    text = (report / "report.md").read_text()
+    assert "favours the model whose runs scatter more" in text
+    assert "not of the choice of the dev set's rows" in text
+
+
+def test_second_dev_set_of_mnli_at_the_best_learning_rate_of_the_first(tmp_path):
+    rows = []
+    for model, lr, score, second in (("base", 1e-4, 0.6, 0.5), ("base", 1e-3, 0.5, 0.7), ("new", 1e-4, 0.8, 0.9)):
+        for seed in (1, 2):
+            extra = {"best_score_mismatched": second + seed / 100, "last_score_mismatched": math.nan}
+            rows.append({**row(model, "MNLI", lr, seed, score), **extra})
+        rows.append(row(model, "RTE", lr, 1, 0.7))
+    results = results_of(rows, tmp_path)
+    table = {(r["model"], r["task"]): r for r in glue_report.table(results)}
+    assert [task for model, task in table if model == "base"] == ["MNLI", "MNLI-mm", "RTE", "average"]
+    second = table["base", "MNLI-mm"]
+    assert (second["best_lr"], second["median"], second["all_runs"]) == (1e-4, pytest.approx(51.5), 4)
+    assert table["base", "average"]["median"] == pytest.approx((60 + 70) / 2)
+    found = {(d.task, d.runs): d for d in glue_report.differences(results)}
+    assert found["MNLI-mm", "best learning rate"].difference == pytest.approx(40)
+    assert found["average", "best learning rate"].difference == pytest.approx((20 + 0) / 2)
+    text = glue_report.write_report(results, tmp_path / "report")
+    assert "over 2 tasks: MNLI, RTE." in text
+
+
+def test_runs_of_two_checkpoints_under_one_name_are_refused(tmp_path, capsys):
+    for name, checkpoint, seed in (("a", "0123abcd", 1), ("b", "4567ef89", 2), ("c", "", 3)):
+        run = {**row("m", "RTE", 1e-4, seed, 0.7), "checkpoint": checkpoint}
+        glue_results.write_csv(tmp_path / f"{name}.csv", [run])
+    a, b, c = (str(tmp_path / f"{name}.csv") for name in "abc")
+    out = ("--out", str(tmp_path / "report"))
+    assert glue_report.main([a, b, *out]) == 1
+    error = capsys.readouterr().err
+    assert "error: m: its runs are of two checkpoints, 0123abcd and 4567ef89" in error and "--name" in error
+    assert glue_report.main([a, c, *out]) == 0
+
+
+def test_csv_of_a_version_that_named_no_checkpoint(files, report, tmp_path):
+    for path in files:
+        rows = [{name: value for name, value in r.items() if name != "checkpoint"} for r in read(path)]
+        with (tmp_path / path.name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    arguments = [str(tmp_path / path.name) for path in files]
+    assert glue_report.main([*arguments, "--out", str(tmp_path / "report")]) == 0
+    assert (tmp_path / "report" / "report.md").read_text() == (report / "report.md").read_text()
+
+
+def test_report_is_printed_and_the_same_every_time(report, files, tmp_path, capsys):
+    assert glue_report.main([*map(str, files), "--out", str(tmp_path / "again")]) == 0
+    assert capsys.readouterr().out == (report / "report.md").read_text() + "\n"
+    for name in ("report.md", "table.csv", "differences.csv"):
+        assert (tmp_path / "again" / name).read_bytes() == (report / name).read_bytes()
+
+
+def test_plots_show_every_run(report, files, tmp_path, monkeypatch):
+    from matplotlib import axes
+
+    for name in ("learning_rates.png", "boxes.png"):
+        assert (report / name).read_bytes().startswith(b"\x89PNG")
+    points, boxes = [], []
+    monkeypatch.setattr(axes.Axes, "plot", lambda self, x, y, style="", **_: points.extend(y if style == "." else ()))
+    monkeypatch.setattr(axes.Axes, "boxplot", lambda self, values, **_: boxes.extend(itertools.chain(*values)))
+    assert glue_report.main([*map(str, files), "--out", str(tmp_path)]) == 0
+    expected = sorted(100 * (0 if math.isnan(r["best_score"]) else r["best_score"]) for r in (*RTE, *STS_B, *COLA))
+    assert sorted(points) == sorted(boxes) == pytest.approx(expected)
+
+
+def test_scores_of_the_last_epoch(tmp_path):
+    glue_results.write_csv(tmp_path / "results.csv", [row("m", "RTE", 1e-4, 1, 0.7, last=0.6)])
+    runs = glue_results.read_csv(tmp_path / "results.csv")
+    assert glue_report.table(glue_report.collect(runs, "last"))[0]["median"] == pytest.approx(60)
+
+
+def test_bad_input(files, tmp_path, capsys):
+    assert glue_report.main([str(files[0]), str(files[0])]) == 1
+    assert "error: base, STS-B, lr 0.0001, seed 1 is there twice" in capsys.readouterr().err
+    assert glue_report.main([str(tmp_path / "gone.csv")]) == 1
+    assert "gone.csv: cannot read it" in capsys.readouterr().err
+    glue_results.write_csv(tmp_path / "empty.csv", [])
+    assert glue_report.main([str(tmp_path / "empty.csv")]) == 1
+    assert "hold no runs" in capsys.readouterr().err

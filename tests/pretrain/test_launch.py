@@ -1,0 +1,292 @@
+"""The launcher: options for the devices there are, several processes like one, resuming, dry run, refusals."""
+
+import fcntl
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ENVIRONMENT, REPOSITORY, free_port
+from rt_plugin.pretrain import launch
+from rt_plugin.pretrain.recipes import RECIPES
+
+SCHEDULE = ("--updates", "6", "--warmup-updates", "2", "--save-interval", "3", "--log-interval", "1")
+SMALL = ("--recipe", "tiny", "--tokens-per-sample", "32", "--batch-tokens", "512", "--tokens-per-device", "256")
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+def pretrain(*arguments, ok=True):
+    """Run the script; returns its output."""
+    result = subprocess.run(
+        [sys.executable, REPOSITORY / "scripts" / "pretrain.py", *map(str, arguments)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (result.returncode == 0) == ok, result.stdout[-2000:] + result.stderr[-2000:]
+    return result
+
+
+def printed_options(capsys, *arguments) -> dict[str, str]:
+    """The options in the command that would be started."""
+    assert launch.main(["data", "--save-dir", "run", "--print-only", *arguments]) == 0
+    words = capsys.readouterr().out.splitlines()[-1].split()
+    return {a: b for a, b in itertools.pairwise([*words, ""]) if a.startswith("--")} | {"program": words[1]}
+
+
+def error_of(capsys, *arguments) -> str:
+    assert launch.main([str(a) for a in arguments]) == 1
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gpus", [1, 4, 8, 64])
+@pytest.mark.parametrize("recipe", ["small", "medium", "base", "large", "bert-base", "bert-large"])
+def test_batch_is_the_recipes_on_any_number_of_gpus(recipe, gpus, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    options = printed_options(capsys, "--recipe", recipe)
+    tokens, steps = int(options["--max-tokens"]), int(options["--update-freq"])
+    assert gpus * tokens * steps == RECIPES[recipe].batch_tokens
+    assert RECIPES[recipe].tokens_per_sample <= tokens <= 16_384
+    assert options["program"] == ("fairseq-train" if gpus == 1 else "torchrun")
+    assert "--fp16" in options
+    assert "--cpu" not in options
+
+
+def test_batch_that_cannot_be_split_evenly_is_nearly_the_recipes(capsys):
+    options = printed_options(capsys, "--recipe", "small", "--processes", "7")
+    batch = 7 * int(options["--max-tokens"]) * int(options["--update-freq"])
+    assert 0.999 * 32_768 < batch <= 32_768
+
+
+def test_recipes_are_those_of_the_papers(capsys):
+    """The numbers as fairseq gets them, against the papers' tables: BERT, appendix A.2; RoBERTa, table 9."""
+    bert = printed_options(capsys, "--recipe", "bert-base")
+    roberta = printed_options(capsys, "--recipe", "large", "--model", "roberta")
+    names = ("--lr", "--warmup-updates", "--max-update", "--weight-decay", "--dropout", "--arch")
+    assert [bert[n] for n in names] == ["0.0001", "10000", "1000000", "0.01", "0.1", "recurrent_roberta_base"]
+    assert [roberta[n] for n in names] == ["0.0004", "30000", "500000", "0.01", "0.1", "roberta_large"]
+
+
+def test_own_values_replace_the_recipes(capsys):
+    options = printed_options(
+        capsys, "--recipe", "mini", "--updates", "100", "--learning-rate", "3e-3", "--", "--clip-norm", "7"
+    )
+    assert [options[n] for n in ("--max-update", "--warmup-updates", "--lr")] == ["100", "10", "0.003"]
+    assert options["--clip-norm"] == "7"
+
+
+def test_several_nodes(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    where = ("--nodes", "4", "--node-rank", "2", "--master-addr", "node0", "--master-port", "29500")
+    assert launch.main(["data", "--save-dir", "run", "--recipe", "base", "--print-only", *where]) == 0
+    command = capsys.readouterr().out.splitlines()[-1]
+    assert "torchrun --nproc-per-node=8 --nnodes=4 --node-rank=2 --master-addr=node0 --master-port=29500 " in command
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--processes", 0), "--processes 0: expected a whole number, at least 1"),
+        (("--updates", -5), "--updates -5: expected a number above 0"),
+        (("--nodes", 2), "several nodes need --master-addr and --master-port"),
+        (("--tokens-per-device", 64), "--tokens-per-device 64: below the 128 tokens of one sequence"),
+        (("--batch-tokens", 200, "--processes", 2), "a batch of 200 tokens is less than one sequence of 128 tokens"),
+        (("--", "--distributed-world-size", 2), "--distributed-world-size is worked out from --processes"),
+        (("--", "--update-freq=4"), "--update-freq is worked out from"),
+        (("--", "--max-update", 5), "--max-update behind the -- is set by this program; use --updates"),
+    ],
+)
+def test_options_that_make_no_sense_are_named(options, message, capsys, data_bin):
+    assert message in error_of(capsys, data_bin, "--recipe", "tiny", "--save-dir", "run", *options)
+
+
+def test_tensorboard_without_its_package_is_named(capsys, monkeypatch, data_bin):
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    assert "pip install tensorboardX" in error_of(
+        capsys, data_bin, *SMALL, "--save-dir", "run", "--tensorboard", "logs"
+    )
+
+
+def test_data_that_are_not_there_are_named(data_bin, tmp_path, capsys):
+    rest = ("--recipe", "tiny", "--save-dir", tmp_path / "run")
+    assert "no such folder" in error_of(capsys, f"{data_bin}:{tmp_path / 'shard1'}", *rest)
+    (tmp_path / "shard1").mkdir()
+    assert "shard1: no train.bin there" in error_of(capsys, f"{data_bin}:{tmp_path / 'shard1'}", *rest)
+    assert "expected train.bin, train.idx, dict.txt, valid.bin" in error_of(capsys, tmp_path / "shard1", *rest)
+    (tmp_path / "shard1" / "train.bin").touch()
+    (tmp_path / "shard1" / "train.idx").touch()
+    assert "shard1: train.bin is empty" in error_of(capsys, f"{data_bin}:{tmp_path / 'shard1'}", *rest)
+
+
+def test_torchrun_around_the_launcher_is_refused(data_bin, capsys, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert "run it without torchrun" in error_of(capsys, data_bin, "--recipe", "tiny", "--save-dir", "run")
+
+
+def test_second_training_in_the_folder_is_refused(data_bin, tmp_path, capsys):
+    with (tmp_path / ".lock0").open("w") as lock:  # as a training holds it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("123")
+        lock.flush()
+        error = error_of(capsys, data_bin, "--recipe", "tiny", "--save-dir", tmp_path)
+        assert "another training writes there (process 123); wait for it, or stop it" in error
+    assert not (tmp_path / "command.txt").exists()
+
+
+def test_save_dir_that_cannot_be_made_is_named(data_bin, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    error = error_of(capsys, data_bin, "--recipe", "tiny", "--save-dir", tmp_path / "file" / "run")
+    assert "file/run: cannot be written (Not a directory)" in error
+
+
+def test_dry_run_trains_and_leaves_nothing(data_bin, tmp_path):
+    result = pretrain(data_bin, *SMALL, "--save-dir", tmp_path / "run", "--dry-run")
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("dry run: 3 updates of ")
+    assert "5,000 updates will take about" in last
+    assert not (tmp_path / "run").exists()
+
+
+def test_error_in_every_process_is_one_line(data_bin, tmp_path):
+    result = pretrain(data_bin, *SMALL, "--save-dir", tmp_path, "--processes", 2, "--", "--mask-prob", 7, ok=False)
+    assert result.stderr.splitlines()[-1] == "rt-pretrain: error: --mask-prob 7.0: expected a number between 0 and 1"
+
+
+@pytest.fixture(scope="module")
+def trained(data_bin, tmp_path_factory):
+    """One training of six updates by one process and by two; dropout is 0."""
+    folder = tmp_path_factory.mktemp("trained")
+
+    def train(name, processes):
+        pretrain(data_bin, *SMALL, *SCHEDULE, "--save-dir", folder / name, "--processes", processes)
+        return folder / name
+
+    train("one", 1)
+    train("two", 2)
+    # the one process' training as it was after three updates, taken up by two
+    (folder / "changed").mkdir()
+    shutil.copy(folder / "one" / "checkpoint_1_3.pt", folder / "changed" / "checkpoint_last.pt")
+    train("changed", 2)
+    return folder
+
+
+def last_state(folder):
+    return torch.load(folder / "checkpoint_last.pt", weights_only=True)
+
+
+def mean_loss(folder) -> float:
+    """The training loss over all updates, in bits, without rounding, as the checkpoint keeps it."""
+    meters = {name: state for _, name, _, state in last_state(folder)["extra_state"]["metrics"]["train"]}
+    return meters["loss"]["sum"] / meters["loss"]["count"]
+
+
+@pytest.mark.parametrize("other", ["two", "changed"])
+def test_two_processes_train_as_one_with_two_steps(other, trained):
+    one, two = last_state(trained / "one"), last_state(trained / other)
+    assert one["extra_state"]["train_iterator"]["num_shards"] == 1
+    assert two["extra_state"]["train_iterator"]["num_shards"] == 2
+    assert mean_loss(trained / other) == pytest.approx(mean_loss(trained / "one"), rel=1e-5)
+    for name, weight in one["model"].items():
+        torch.testing.assert_close(two["model"][name], weight, rtol=0, atol=1e-5)
+
+
+def test_other_batches_of_another_number_of_processes_are_refused(data_bin, tmp_path):
+    """One process has all of the batch at a time, two have half of it each."""
+    options = (data_bin, *SMALL[:-1], "512", *SCHEDULE, "--save-dir", tmp_path)
+    pretrain(*options, "--updates", 3)
+    before = (tmp_path / "checkpoint_last.pt").read_bytes()
+    error = pretrain(*options, "--processes", 2, ok=False).stderr.splitlines()
+    assert len(error) == 1 and "saved within an epoch, after 3 of " in error[0], error
+    assert (tmp_path / "checkpoint_last.pt").read_bytes() == before
+
+
+def test_two_nodes_train_as_two_processes(trained, data_bin, tmp_path):
+    """Two launchers at the same moment and with the same folder, as on a cluster."""
+    where = ("--nodes", 2, "--master-port", free_port(), "--node-rank")
+    options = (data_bin, *SMALL, *SCHEDULE, "--save-dir", tmp_path, *where)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda rank: pretrain(*options, rank), (0, 1))
+    assert "update 6/6" in first.stdout and "update 6/6" not in second.stdout
+    nodes, processes = last_state(tmp_path)["model"], last_state(trained / "two")["model"]
+    assert [name for name in processes if not torch.equal(nodes[name], processes[name])] == []
+    assert "--node-rank=0" in (tmp_path / "command.txt").read_text()
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == len(
+        (trained / "two" / "log.jsonl").read_text().splitlines()
+    )
+    assert (tmp_path / "train1.log").stat().st_size
+
+
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGHUP))
+def test_training_ends_with_its_launcher(number, data_bin, tmp_path):
+    """SIGHUP: the terminal is closed."""
+    options = (data_bin, *SMALL, "--updates", 1000, "--save-interval", 1000, "--log-interval", 1)
+    script = [sys.executable, REPOSITORY / "scripts" / "pretrain.py", *options, "--save-dir", tmp_path]
+    launcher = subprocess.Popen(
+        list(map(str, script)),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # under nohup it is ignored
+    )
+    assert any("update 1/" in line for line in launcher.stdout)
+    launcher.send_signal(number)
+    assert "interrupted; the same command resumes" in launcher.communicate(timeout=60)[1]
+    assert not (tmp_path / "checkpoint_last.pt").exists()
+    with (tmp_path / ".lock0").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody has it
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+def test_two_killed_processes_go_on_as_if_undisturbed(trained, data_bin, tmp_path):
+    """kill -9 of launcher and torchrun after a checkpoint: resumed, training ends with the same bits."""
+    options = (data_bin, *SMALL, *SCHEDULE, "--save-dir", tmp_path, "--processes", "2")
+    script = [sys.executable, REPOSITORY / "scripts" / "pretrain.py", *options]
+    launcher = subprocess.Popen(list(map(str, script)), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "checkpoint_1_3.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    torchrun = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    for process in (launcher.pid, *map(int, torchrun)):
+        os.kill(process, signal.SIGKILL)
+    assert launcher.wait() == -signal.SIGKILL
+    assert not (tmp_path / "checkpoint_1_6.pt").exists(), "training ended before it could be killed"
+    assert "update 4/6" in pretrain(*options).stdout
+    killed, undisturbed = last_state(tmp_path)["model"], last_state(trained / "two")["model"]
+    assert [name for name in undisturbed if not torch.equal(killed[name], undisturbed[name])] == []
+
+
+def test_dry_run_is_not_logged_to_tensorboard_and_training_is(data_bin, tmp_path):
+    pytest.importorskip("tensorboardX")
+    options = (data_bin, *SMALL, "--updates", "1", "--save-dir", tmp_path / "run", "--tensorboard", tmp_path / "logs")
+    pretrain(*options, "--dry-run")
+    assert not (tmp_path / "logs").exists()
+    pretrain(*options)
+    assert {path.parent.name for path in (tmp_path / "logs").glob("*/events.*")} >= {"train_inner", "valid"}
+
+
+def test_log_has_what_people_look_at(trained):
+    records = [json.loads(line) for line in (trained / "two" / "log.jsonl").read_text().splitlines()]
+    by_split = {split: [r for r in records if r["split"] == split] for split in ("train", "valid")}
+    assert [r["update"] for r in by_split["train"]] == [1, 2, 3, 4, 5, 6]
+    assert [r["update"] for r in by_split["valid"]] == [3, 6]
+    for record in records:
+        assert record["perplexity"] == pytest.approx(2 ** record["loss"], rel=1e-2)
+        assert 5 < record["masked_per_cent"] < 25
+    assert all(r["tokens_per_update"] > 200 for r in by_split["train"])
+    assert by_split["train"][-1]["loss"] < by_split["train"][0]["loss"]
+    assert "torchrun" in (trained / "two" / "command.txt").read_text()
