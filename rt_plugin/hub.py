@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rt_plugin.errors import UserError
 from rt_plugin.glue.dataset import join_texts
-from rt_plugin.model_folder.files import NORMALIZATION_FILE, TOKENIZER_FILE
+from rt_plugin.model_folder.checkpoint import find_checkpoint
+from rt_plugin.model_folder.files import BEST_CHECKPOINT, NORMALIZATION_FILE, TOKENIZER_FILE
 from rt_plugin.text.tokenizer import TextEncoder
 
 MASK = "<mask>"
@@ -18,7 +19,7 @@ CLASSIFICATION_HEAD = "sentence_classification_head"
 
 def from_pretrained(
     model_folder: str,
-    checkpoint_file: str = "checkpoint_best.pt",
+    checkpoint_file: str = BEST_CHECKPOINT,
     data: str = ".",
     bpe: str = "sentencepiece",
     **overrides,
@@ -41,9 +42,7 @@ def from_pretrained(
     for place in (folder, data_folder):
         if not place.is_dir():
             raise UserError(f"{place}: no such folder; give the folder that holds checkpoint, dict.txt and tokenizer")
-    if not (folder / checkpoint_file).is_file():
-        found = ", ".join(sorted(p.name for p in folder.glob("*.pt"))) or "none"
-        raise UserError(f"{folder}: no {checkpoint_file} there; checkpoints in this folder: {found}")
+    find_checkpoint(folder, checkpoint_file)
     text = None
     if bpe == "sentencepiece":
         tokenizer_folder = _tokenizer_folder(folder, data_folder)

@@ -1,7 +1,6 @@
 """The fairseq task `rt_glue`: fine-tune on a GLUE task, or on other sentences and sentence pairs in the same layout."""
 
 import contextlib
-import itertools
 import json
 import logging
 import math
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Optional
 
 import numpy as np
-import torch
 from fairseq.data import Dictionary, data_utils
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
@@ -22,9 +20,12 @@ from rt_plugin.errors import UserError
 from rt_plugin.glue import metrics as glue_metrics
 from rt_plugin.glue import specs as glue_specs
 from rt_plugin.glue.dataset import GlueDataset
-from rt_plugin.glue.prepare import GLUE_FILE, find_task, load_dictionary, read_glue_file
+from rt_plugin.glue.prepare import find_task, read_glue_file
+from rt_plugin.model_folder.checkpoint import check_token_ids, checkpoint_positions, starting_checkpoint
+from rt_plugin.model_folder.dictionary import load_dictionary
 from rt_plugin.model_folder.files import (
     DICTIONARY_FILE,
+    GLUE_FILE,
     LABEL_DICTIONARY_FILE,
     NORMALIZATION_FILE,
     TOKENIZER_FILE,
@@ -76,10 +77,11 @@ class RtGlueConfig(FairseqDataclass):
     )
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
     maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
-    # Only a training looks at these three; they stay in the checkpoint, and loading it must not need the files.
+    # Only a training looks at these four; they stay in the checkpoint, and loading it must not need the files.
     save_dir: str = II("checkpoint.save_dir")
     restore_file: str = II("checkpoint.restore_file")
     finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
+    continue_once: Optional[str] = II("checkpoint.continue_once")
     seed: int = II("common.seed")
 
 
@@ -163,7 +165,7 @@ class RtGlueTask(FairseqTask):
         Raises:
             UserError: --max-positions is more than that checkpoint has, or its token ids are not those of the data.
         """
-        start = None if from_checkpoint else starting_checkpoint(self.cfg)
+        start = None if from_checkpoint else self._starting_checkpoint()
         if start is not None:
             check_token_ids(self.dictionary, Path(self.cfg.data), start)
         positions = self._model_positions(cfg, from_checkpoint)
@@ -174,11 +176,15 @@ class RtGlueTask(FairseqTask):
         model.register_classification_head(self.cfg.classification_head_name, num_classes=self.num_classes)
         return model
 
+    def _starting_checkpoint(self) -> str | None:
+        cfg = self.cfg
+        return starting_checkpoint(cfg.save_dir, cfg.restore_file, cfg.finetune_from_model, cfg.continue_once)
+
     def _model_positions(self, model_cfg, from_checkpoint: bool) -> int:
         wanted = self.cfg.max_positions
         if from_checkpoint:
             return getattr(model_cfg, "max_positions", None) or wanted or DEFAULT_MAX_POSITIONS
-        path = starting_checkpoint(self.cfg)
+        path = self._starting_checkpoint()
         there = checkpoint_positions(path, self.dictionary.pad()) if path is not None else None
         if there is None:
             return wanted or DEFAULT_MAX_POSITIONS
@@ -426,48 +432,3 @@ def check_options(cfg: RtGlueConfig) -> None:
             f"--best-checkpoint-metric {cfg.best_checkpoint_metric} without --maximize-best-checkpoint-metric would "
             "keep the worst checkpoint; add that option"
         )
-
-
-def starting_checkpoint(cfg: RtGlueConfig) -> Path | None:
-    """The file that fairseq will start from, by the order of its load_checkpoint; None: from scratch."""
-    own = Path(cfg.save_dir) / "checkpoint_last.pt"
-    if cfg.restore_file != own.name:
-        candidates = [Path(cfg.restore_file)]
-    else:
-        candidates = [own] + ([Path(cfg.finetune_from_model)] if cfg.finetune_from_model else [])
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def check_token_ids(dictionary: Dictionary, data: Path, checkpoint: Path) -> None:
-    """Compare the data's dictionary with the one beside the checkpoint, if there is one.
-
-    Raises:
-        UserError: the data were prepared with another tokenizer; its ids mean other pieces to the checkpoint.
-    """
-    path = checkpoint.with_name(DICTIONARY_FILE)
-    if not path.is_file():
-        return
-    other = load_dictionary(path)
-    other.add_symbol("<mask>")
-    pairs = itertools.zip_longest(dictionary.symbols, other.symbols)
-    different = next((i for i, (here, there) in enumerate(pairs) if here != there), None)
-    if different is not None:
-        raise UserError(
-            f"data folder {data}: token {different} is {dictionary[different]!r}, but {other[different]!r} in {path} "
-            f"beside the checkpoint; prepare the data with scripts/prepare_glue.py --model {checkpoint.parent}"
-        )
-
-
-def checkpoint_positions(path: Path, pad: int) -> int | None:
-    """How many positions a checkpoint's model has; None where that cannot be told.
-
-    The file is mapped, not read. One that cannot be read is told of by fairseq's own loading, which follows.
-    """
-    try:
-        weights = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["model"]
-    except Exception:
-        return None
-    for name, weight in weights.items():
-        if name.endswith("embed_positions.weight"):
-            return weight.shape[0] - pad - 1
-    return None

@@ -43,11 +43,11 @@ from rt_plugin.console.files import replacing, sha256
 from rt_plugin.errors import UserError
 from rt_plugin.glue import results as glue_results
 from rt_plugin.glue import run as glue_cell
-from rt_plugin.glue.prepare import GLUE_FILE, find_task, read_glue_file
+from rt_plugin.glue.prepare import find_task, read_glue_file
 from rt_plugin.glue.specs import TASKS, GlueTask
 from rt_plugin.model_folder.checkpoint import model_options
 from rt_plugin.model_folder.dictionary import load_dictionary
-from rt_plugin.model_folder.files import DICTIONARY_FILE, TOKENIZER_FILE
+from rt_plugin.model_folder.files import DICTIONARY_FILE, GLUE_FILE, TOKENIZER_FILE
 
 LEARNING_RATES = (3e-5, 5e-5, 1e-4, 3e-4)
 SEEDS = (1, 2, 3, 4, 5)

@@ -31,10 +31,9 @@ from rt_plugin.glue import download as glue_download
 from rt_plugin.glue.readers import Example, read_examples
 from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask
 from rt_plugin.model_folder.dictionary import load_dictionary
-from rt_plugin.model_folder.files import DICTIONARY_FILE
+from rt_plugin.model_folder.files import DICTIONARY_FILE, GLUE_FILE
 from rt_plugin.text.tokenizer import TextEncoder
 
-GLUE_FILE = "glue.json"
 _SECONDS_BETWEEN_PROGRESS = 5.0
 
 

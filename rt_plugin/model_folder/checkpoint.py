@@ -1,12 +1,22 @@
-"""The architecture of a checkpoint as options of fairseq-train, which reads none of it from the checkpoint itself."""
+"""The checkpoints of a model folder: reading one, finding one, and what one says of its model.
+
+Every checkpoint that this package reads by itself comes through `read_checkpoint`.
+"""
 
 import argparse
+import itertools
+import os
+import zipfile
 from pathlib import Path
 
 import torch
+from fairseq.data import Dictionary
+from fairseq.file_io import PathManager
 from fairseq.models import ARCH_CONFIG_REGISTRY
 
 from rt_plugin.errors import UserError
+from rt_plugin.model_folder.dictionary import load_dictionary
+from rt_plugin.model_folder.files import DICTIONARY_FILE, LAST_CHECKPOINT
 
 # What decides which function the weights compute. Not here: regularisation, which a fine-tuning chooses for itself, and
 # the number of positions, which the task `rt_glue` takes from the checkpoint.
@@ -15,28 +25,96 @@ _STRUCTURE = (
     *("activation_fn", "pooler_activation_fn", "encoder_normalize_before", "untie_weights_roberta"),
     *("recurrence_dim", "recurrence_step_size", "recurrence_gate", "recurrence_direction", "recurrence_type"),
 )
+_CRASH_FILE = "crash.pt"  # what fairseq leaves of a training that diverged: nothing to go on from
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict:
+    """A fairseq checkpoint: "model" (name -> weight, on the CPU), "cfg", "extra_state" and what else was saved.
+
+    The file is mapped: weights that nobody looks at are not read. Only plain data are unpickled (`weights_only`), so a
+    checkpoint of somebody else's cannot run code.
+
+    Raises:
+        UserError: the file is missing, cannot be read, or is no checkpoint of fairseq.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; give the model folder, or another file with --checkpoint")
+    try:
+        mapped = zipfile.is_zipfile(path)  # torch's format of before 1.6 cannot be
+        checkpoint = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
+        checkpoint["model"].keys()
+    except Exception as error:  # whatever a file that is no checkpoint makes of torch.load
+        raise UserError(f"{path}: not a fairseq checkpoint ({type(error).__name__})") from None
+    return checkpoint
+
+
+def checkpoint_names(folder: str | os.PathLike) -> list[str]:
+    """The names of the checkpoints in a folder, sorted."""
+    return sorted(path.name for path in Path(folder).glob("*.pt") if path.name != _CRASH_FILE)
+
+
+def find_checkpoint(folder: str | os.PathLike, name: str) -> Path:
+    """The checkpoint `name` of a folder.
+
+    Raises:
+        UserError: there is none; the line names those that are there.
+    """
+    path = Path(folder) / name
+    if not path.is_file():
+        found = ", ".join(checkpoint_names(folder)) or "none"
+        raise UserError(f"{folder}: no {name} there; checkpoints in this folder: {found}")
+    return path
+
+
+def starting_checkpoint(
+    save_dir: str,
+    restore_file: str = LAST_CHECKPOINT,
+    finetune_from_model: str | None = None,
+    continue_once: str | None = None,
+) -> str | None:
+    """The checkpoint that a training starts from, in the order of fairseq's load_checkpoint; None: from scratch.
+
+    Args:
+        save_dir, restore_file, finetune_from_model, continue_once: the options of these names.
+
+    Raises:
+        UserError: an option names a file that is not there (fairseq would train from scratch).
+    """
+    last = os.path.join(save_dir, LAST_CHECKPOINT)
+    if restore_file != LAST_CHECKPOINT:
+        option, wanted = "--restore-file", restore_file
+    elif PathManager.exists(last):
+        return last
+    elif continue_once is not None:
+        option, wanted = "--continue-once", continue_once
+    elif finetune_from_model is not None:
+        option, wanted = "--finetune-from-model", finetune_from_model
+    else:
+        return None
+    if not PathManager.isfile(wanted):
+        raise UserError(f"{option} {wanted}: no such file; give the path of a checkpoint, or leave the option out")
+    return wanted
 
 
 def stored_options(checkpoint: Path) -> dict:
-    """The model's options as the checkpoint stores them; the weights are not read.
+    """The model's options as the checkpoint stores them.
 
     Raises:
-        UserError: the file is missing or cannot be read.
+        UserError: the file is missing, cannot be read, or stores none.
     """
-    if not checkpoint.is_file():
-        raise UserError(f"{checkpoint}: no such checkpoint; give the model folder, or another file with --checkpoint")
-    try:
-        stored = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["cfg"]["model"]
-    except Exception as error:  # whatever a file that is no checkpoint makes of torch.load
-        raise UserError(f"{checkpoint}: not a fairseq checkpoint ({type(error).__name__})") from None
+    configuration = read_checkpoint(checkpoint).get("cfg") or {}  # an old fairseq stored "args" alone
+    if "model" not in configuration:
+        raise UserError(f"{checkpoint}: holds no options of its model; expected a checkpoint saved by fairseq 0.12")
+    stored = configuration["model"]
     return vars(stored) if isinstance(stored, argparse.Namespace) else dict(stored)
 
 
 def model_options(checkpoint: Path) -> list[str]:
     """`--arch NAME` and the options in which the checkpoint's model differs from that architecture.
 
-    Without them a model pretrained with, say, `--recurrence-direction alternate` would be fine-tuned as a forward one,
-    with no error, because its weights fit.
+    fairseq-train reads none of it from the checkpoint: without them a model pretrained with, say,
+    `--recurrence-direction alternate` would be fine-tuned as a forward one, with no error, because its weights fit.
 
     Raises:
         UserError: the file is missing or cannot be read, or its architecture is unknown.
@@ -57,3 +135,39 @@ def model_options(checkpoint: Path) -> list[str]:
         option = "--" + name.replace("_", "-")
         options += [option] if value is True else [option, str(value)]
     return options
+
+
+def checkpoint_positions(path: str | os.PathLike, pad: int) -> int | None:
+    """How many positions a checkpoint's model has, or None where that cannot be told.
+
+    Args:
+        pad: the dictionary's index of padding, which fairseq's position embeddings leave out.
+    """
+    try:
+        weights = read_checkpoint(path)["model"]
+    except UserError:
+        return None  # fairseq's own loading, which follows, says more
+    for name, weight in weights.items():
+        if name.endswith("embed_positions.weight"):
+            return weight.shape[0] - pad - 1
+    return None
+
+
+def check_token_ids(dictionary: Dictionary, data: Path, checkpoint: str | os.PathLike) -> None:
+    """Compare the data's dictionary, with <mask>, with the one beside the checkpoint, if there is one.
+
+    Raises:
+        UserError: the data were prepared with another tokenizer; its ids mean other pieces to the checkpoint.
+    """
+    path = Path(checkpoint).with_name(DICTIONARY_FILE)
+    if not path.is_file():
+        return
+    other = load_dictionary(path)
+    other.add_symbol("<mask>")
+    pairs = itertools.zip_longest(dictionary.symbols, other.symbols)
+    different = next((i for i, (here, there) in enumerate(pairs) if here != there), None)
+    if different is not None:
+        raise UserError(
+            f"data folder {data}: token {different} is {dictionary[different]!r}, but {other[different]!r} in {path} "
+            f"beside the checkpoint; prepare the data with scripts/prepare_glue.py --model {path.parent}"
+        )

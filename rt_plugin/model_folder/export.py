@@ -22,17 +22,10 @@ import torch
 from rt_plugin.console import commands
 from rt_plugin.console.files import replacing
 from rt_plugin.errors import UserError
-from rt_plugin.glue.prepare import GLUE_FILE
-from rt_plugin.model_folder.files import (
-    DICTIONARY_FILE,
-    LABEL_DICTIONARY_FILE,
-    NORMALIZATION_FILE,
-    TOKENIZER_FILE,
-    copy_files,
-)
+from rt_plugin.model_folder.checkpoint import find_checkpoint, read_checkpoint
+from rt_plugin.model_folder.files import BESIDE_CHECKPOINTS, BEST_CHECKPOINT, copy_files
 
-EXPORTED_FILE = "checkpoint_best.pt"  # what from_pretrained loads unless told otherwise
-_BESIDE = (DICTIONARY_FILE, LABEL_DICTIONARY_FILE, TOKENIZER_FILE, NORMALIZATION_FILE, GLUE_FILE)
+EXPORTED_FILE = BEST_CHECKPOINT  # what from_pretrained loads unless told otherwise
 PRECISIONS = ("float16", "bfloat16", "float32")
 
 
@@ -42,7 +35,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("model", metavar="SAVE_DIR", type=Path, help="the --save-dir of a training")
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
-    parser.add_argument("--checkpoint", default="checkpoint_best.pt", help="of SAVE_DIR (default: %(default)s)")
+    parser.add_argument("--checkpoint", default=BEST_CHECKPOINT, help="of SAVE_DIR (default: %(default)s)")
     parser.add_argument("--precision", choices=PRECISIONS, default="float16", help="default: %(default)s")
     parser.add_argument("--notes", type=Path, metavar="FILE", help="Markdown for the model card: data, licence, use")
     return parser.parse_args(argv)
@@ -55,31 +48,24 @@ def export(model: Path, out: Path, checkpoint: str, precision: str, notes: Path 
         UserError: a file is missing or unreadable, `out` is `model` or a file or cannot be written, or weights do not
             fit the precision.
     """
-    source = model / checkpoint
-    if not source.is_file():
-        found = ", ".join(sorted(path.name for path in model.glob("*.pt"))) or "none"
-        raise UserError(f"{model}: no {checkpoint} there; checkpoints in this folder: {found}")
+    source = find_checkpoint(model, checkpoint)
     if out.resolve() == model.resolve():
         raise UserError(f"{out}: is the folder of the training itself; give another one")
     if out.is_file():
         raise UserError(f"{out}: is a file; give the folder to write")
     text = _read_notes(notes) if notes else ""
-    try:
-        state = torch.load(source, map_location="cpu", weights_only=True)
-        weights = state["model"]
-    except Exception as error:  # whatever a file that is no checkpoint makes of torch.load
-        raise UserError(f"{source}: not a fairseq checkpoint ({type(error).__name__})") from None
+    state = read_checkpoint(source)
     slim = {
         "args": None,
         "cfg": _without_absolute_paths(state["cfg"]),
-        "model": _cast(weights, getattr(torch, precision), source),
+        "model": _cast(state["model"], getattr(torch, precision), source),
         "criterion": None,
         "task_state": state.get("task_state") or {},
         "optimizer_history": state["optimizer_history"][-1:],
         "extra_state": {k: v for k, v in state["extra_state"].items() if k in ("train_iterator", "val_loss", "best")},
     }
     try:
-        copy_files([(model / name, name) for name in _BESIDE], out)
+        copy_files([(model / name, name) for name in BESIDE_CHECKPOINTS], out)
         with replacing(out / EXPORTED_FILE) as file:
             torch.save(slim, file)
         size = (out / EXPORTED_FILE).stat().st_size

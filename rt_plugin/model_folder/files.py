@@ -3,6 +3,7 @@
 checkpoint*.pt                 written by fairseq
 dict.txt                       the dictionary
 label_dict.txt                 class names in order, for a fine-tuned classifier
+glue.json                      the task that it was fine-tuned on
 sentencepiece.bpe.model        the tokenizer, under the name that fairseq's hub_utils looks for
 text_normalization.json        what is done to text before the tokenizer
 """
@@ -14,10 +15,14 @@ from pathlib import Path
 
 from rt_plugin.console.files import replacing
 
+BEST_CHECKPOINT = "checkpoint_best.pt"
+LAST_CHECKPOINT = "checkpoint_last.pt"
 DICTIONARY_FILE = "dict.txt"
 LABEL_DICTIONARY_FILE = "label_dict.txt"
 TOKENIZER_FILE = "sentencepiece.bpe.model"
 NORMALIZATION_FILE = "text_normalization.json"
+GLUE_FILE = "glue.json"
+BESIDE_CHECKPOINTS = (DICTIONARY_FILE, LABEL_DICTIONARY_FILE, TOKENIZER_FILE, NORMALIZATION_FILE, GLUE_FILE)
 
 
 def copy_files(pairs: Iterable[tuple[str | os.PathLike, str]], save_dir: str | os.PathLike) -> None:

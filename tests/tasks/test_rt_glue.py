@@ -19,7 +19,8 @@ from rt_plugin.errors import UserError
 from rt_plugin.glue import prepare as glue_data
 from rt_plugin.glue.dataset import cut_lengths
 from rt_plugin.model import RecurrentRobertaModel
-from rt_plugin.tasks.rt_glue import RtGlueConfig, RtGlueTask, checkpoint_positions
+from rt_plugin.model_folder.checkpoint import checkpoint_positions
+from rt_plugin.tasks.rt_glue import RtGlueConfig, RtGlueTask
 
 FINE_TUNING = (
     *("--user-dir", "rt_plugin", "--task", "rt_glue", "--criterion", "rt_glue", "--arch", "recurrent_roberta_tiny"),
@@ -230,6 +231,7 @@ def task_for(data: Path, **options) -> RtGlueTask:
     defaults = {
         **{"best_checkpoint_metric": "score", "maximize_best_checkpoint_metric": True, "seed": 1},
         **{"save_dir": "nowhere", "restore_file": "checkpoint_last.pt", "finetune_from_model": None},
+        "continue_once": None,
     }
     return RtGlueTask.setup_task(RtGlueConfig(data=str(data), **{**defaults, **options}))
 
