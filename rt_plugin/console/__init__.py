@@ -1,1 +1,1 @@
-"""What every command shares: how it ends, files written whole, tables."""
+"""What every command shares: how it ends, progress, tables, files written whole, locks, the end of processes."""

@@ -1,17 +1,28 @@
-"""What the commands of this package share: a user's mistake is one line, an interruption is no crash."""
+"""What the verbs of `rt-plugin` share: a user's mistake is one line, an interruption is no crash."""
 
+import argparse
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rt_plugin.errors import UserError
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 
-def run(name: str, action: Callable[[], None], when_stopped: str = "stopped") -> int:
-    """Do the work of the command `name`; returns its exit status.
+def parser(verb: str, description: str, **options) -> argparse.ArgumentParser:
+    """The parser of a verb, which prints its description as it stands; `options` go to ArgumentParser."""
+    return argparse.ArgumentParser(
+        prog=f"rt-plugin {verb}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
+    )
+
+
+def run(verb: str, action: Callable[[], None], when_stopped: str = "stopped") -> int:
+    """Do the work of `rt-plugin VERB`; returns its exit status.
 
     A `UserError` is printed to standard error in one line, and `when_stopped` after Ctrl-C. SIGTERM and the end of the
     terminal (SIGHUP, unless nohup has it ignored) count as Ctrl-C, so that `finally` blocks run.
@@ -24,10 +35,10 @@ def run(name: str, action: Callable[[], None], when_stopped: str = "stopped") ->
     try:
         action()
     except UserError as error:
-        print(f"{name}: error: {error}", file=sys.stderr, flush=True)
+        print(f"rt-plugin {verb}: error: {error}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
-        print(f"\n{name}: {when_stopped}", file=sys.stderr, flush=True)
+        print(f"\nrt-plugin {verb}: {when_stopped}", file=sys.stderr, flush=True)
         return INTERRUPTED
     finally:
         root.setLevel(level)
@@ -41,8 +52,10 @@ def _interrupt(*_) -> None:
 
 
 def report(line: str) -> None:
-    """Progress goes to standard error, at once; standard output is for results."""
-    print(line, file=sys.stderr, flush=True)
+    """Progress goes to standard error, at once, above a bar where one is drawn; standard output is for results."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
 
 
 def positive(text: str) -> int:
@@ -51,3 +64,14 @@ def positive(text: str) -> int:
     if number < 1:
         raise ValueError
     return number
+
+
+def split_at_dashes(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """A command line cut at its first `--`: (what this program reads, what it hands on).
+
+    Args:
+        argv: without the program's name; None for that of this process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    end = words.index("--") if "--" in words else len(words)
+    return words[:end], words[end + 1 :]

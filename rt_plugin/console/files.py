@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and checksums of files."""
+"""Files that appear whole or not at all, checksums of files, and what a log ends with."""
 
 import contextlib
 import hashlib
@@ -43,3 +43,9 @@ def sha256(*paths: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def last_line(path: Path, otherwise: str) -> str:
+    """The last line of a log that is not blank, stripped; `otherwise` where there is none, or no file."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), otherwise)

@@ -9,12 +9,9 @@ import contextlib
 import itertools
 import json
 import multiprocessing
-import os
 import signal
 import struct
 import sys
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -25,12 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from rt_plugin.console.files import replacing
+from rt_plugin.console.processes import end_with_parent
+from rt_plugin.console.progress import Progress
 from rt_plugin.corpus.encoders import LineEncoder, load_line_encoder
 from rt_plugin.errors import UserError
 from rt_plugin.text.raw import Chunk, read_chunks
 
 _LINES_AT_ONCE = 2000  # Python's lists of ids take some 40 bytes a token
-_SECONDS_BETWEEN_PROGRESS = 5.0
 _DTYPE_CODES = {np.dtype(np.uint16): 8, np.dtype(np.uint32): 9}  # of fairseq's index files
 
 
@@ -224,13 +222,7 @@ def _start_worker(tokenizer: Path, layout: Layout, parts: Path) -> None:
     global _worker
     _worker = Worker(load_line_encoder(tokenizer), layout, parts)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the first one ends the others
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    end_with_parent()
 
 
 def _work(piece: Piece) -> None:
@@ -253,27 +245,30 @@ def encode_stream(
         tokenizer: the folder with tokenizer and dictionary, see `load_line_encoder`.
         parts: the folder that gets the parts.
         processes: that encode, besides this one, which reads.
-        report: takes a line of progress every few seconds.
+        report: takes lines of progress, see `Progress`.
 
     Raises:
         UserError: text is not UTF-8, a part cannot be written, or a worker process was killed.
     """
-    progress = _Progress(report, [path.stat().st_size for path in files])
+    before = [0, *itertools.accumulate(path.stat().st_size for path in files)]
     running: dict[Future, Piece] = {}
     # fork spares each worker the import of torch; macOS' system libraries do not survive it
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     try:
-        with ProcessPoolExecutor(processes, context, _start_worker, (tokenizer, layout, parts)) as pool:
+        with (
+            ProcessPoolExecutor(processes, context, _start_worker, (tokenizer, layout, parts)) as pool,
+            Progress(f"{stream}: encoding", before[-1], "B", report) as progress,
+        ):
             try:
                 for piece in cut_into_pieces(stream, files, layout):
                     if (parts / f"{piece.name}.npz").exists():
-                        progress.skip(piece)
+                        progress.skip_to(before[piece.file] + piece.chunk.bytes_read)
                         continue
                     while len(running) >= processes + 2:
-                        _collect(running, progress)
+                        _collect(running, before, progress)
                     running[pool.submit(_work, piece)] = piece
                 while running:
-                    _collect(running, progress)
+                    _collect(running, before, progress)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -284,40 +279,11 @@ def encode_stream(
         ) from None
 
 
-def _collect(running: dict[Future, Piece], progress: "_Progress") -> None:
+def _collect(running: dict[Future, Piece], before: Sequence[int], progress: Progress) -> None:
     for future in wait(running, return_when=FIRST_COMPLETED).done:
         piece = running.pop(future)
         future.result()
-        progress.add(piece)
-
-
-class _Progress:
-    """Says how much is done and how long the rest will take."""
-
-    def __init__(self, report: Callable[[str], None], sizes: Sequence[int]):
-        self._report = report
-        self._before = [0, *itertools.accumulate(sizes)]
-        self._started = self._reported = time.monotonic()
-        self._position = self._skipped = self._text = 0
-
-    def skip(self, piece: Piece) -> None:
-        self._skipped = self._position = self._bytes_read(piece)
-
-    def add(self, piece: Piece) -> None:
-        self._position = max(self._position, self._bytes_read(piece))
-        self._text += len(piece.chunk.data)
-        now = time.monotonic()
-        if now - self._reported >= _SECONDS_BETWEEN_PROGRESS:
-            self._reported = now
-            seconds = now - self._started
-            left = seconds * (self._before[-1] - self._position) / max(1, self._position - self._skipped)
-            self._report(
-                f"{piece.stream}: {self._position / max(1, self._before[-1]):.0%} encoded, "
-                f"{self._text / seconds / 2**20:.1f} MiB of text a second, about {left:.0f} s left"
-            )
-
-    def _bytes_read(self, piece: Piece) -> int:
-        return self._before[piece.file] + piece.chunk.bytes_read
+        progress.reach(before[piece.file] + piece.chunk.bytes_read)
 
 
 class Parts:

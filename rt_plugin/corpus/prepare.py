@@ -13,8 +13,6 @@ Example: python scripts/prepare_corpus.py examples/quickstart/train.txt --valid 
 """
 
 import argparse
-import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -23,12 +21,14 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rt_plugin._version import __version__
 from rt_plugin.console import commands
 from rt_plugin.console.files import replacing, sha256
+from rt_plugin.console.locks import only_user_of
+from rt_plugin.console.tables import plain_table
 from rt_plugin.corpus.encoders import GPT2_FILES, TOKENIZER_FILES, gpt2_dictionary, load_line_encoder
 from rt_plugin.corpus.parts import Layout, Parts, check_shards, count_documents, encode_stream, explained_write_errors
 from rt_plugin.errors import UserError
@@ -48,9 +48,7 @@ _OPTIONS = (
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="prepare_corpus.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = commands.parser("prepare-corpus", __doc__)
     parser.add_argument("train", nargs="+", type=Path, metavar="TEXT", help="UTF-8 text; .gz, .xz, .zst decompressed")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where the data go")
     parser.add_argument("--valid", nargs="+", type=Path, default=[], metavar="TEXT", help="validation text")
@@ -124,7 +122,8 @@ def prepare(args: argparse.Namespace, report: Callable[[str], None]) -> dict:
         UserError: see the functions called; or the folder holds something else.
     """
     started = time.monotonic()
-    with explained_write_errors(args.out), _own_folder(args.out):
+    busy = "another `rt-plugin prepare-corpus` works there; wait for it, or stop it"
+    with explained_write_errors(args.out), only_user_of(args.out, busy):
         plan = make_plan(args, report)
         if manifest := _finished(args, plan, report):
             report(f"{args.out}: prepared before from the same files with the same options, nothing to do")
@@ -141,18 +140,6 @@ def prepare(args: argparse.Namespace, report: Callable[[str], None]) -> dict:
         _write_json(args.out / MANIFEST_FILE, manifest)
         shutil.rmtree(parts)
         return manifest
-
-
-@contextlib.contextmanager
-def _own_folder(out: Path) -> Iterator[None]:
-    """Keep a second run out of the folder."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which forked workers do not inherit
-        except OSError:
-            raise UserError(f"{out}: another prepare_corpus.py works there; wait for it, or stop it") from None
-        yield
 
 
 def make_plan(args: argparse.Namespace, report: Callable[[str], None]) -> dict:
@@ -396,11 +383,12 @@ def _write_text(path: Path, content: str) -> None:
 
 def format_counts(manifest: dict) -> str:
     """The counts as a table, what was odd in words, and what to give to fairseq-train."""
-    lines = [f"{'split':8}{'documents':>14}{'sentences':>14}{'tokens':>16}{'unknown':>10}"]
-    for split, c in manifest["counts"].items():
-        lines.append(
-            f"{split:8}{c['documents']:14,}{c['sentences']:14,}{c['tokens']:16,}{100 * c['unknown_rate']:8.3f} %"
-        )
+    names = ("documents", "sentences", "tokens")
+    rows = [
+        (split, *(f"{counts[name]:,}" for name in names), f"{100 * counts['unknown_rate']:.3f} %")
+        for split, counts in manifest["counts"].items()
+    ]
+    lines = [plain_table(("split", *names, "unknown"), rows)]
     if without := sum(c["lines_without_pieces"] for c in manifest["counts"].values()):
         lines.append(f"{without:,} lines of characters that the tokenizer drops: blank lines in the data")
     for path, counts in manifest["counts_by_file"].items():
@@ -416,7 +404,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     args = parse_arguments(argv)
     return commands.run(
-        "prepare_corpus.py",
+        "prepare-corpus",
         lambda: print(format_counts(prepare(args, commands.report))),
         "interrupted; the same command continues",
     )

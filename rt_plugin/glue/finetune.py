@@ -468,9 +468,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if "--" in own:
         fairseq_options = own[own.index("--") + 1 :]
         own = own[: own.index("--")]
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = commands.parser(
+        "finetune-glue",
+        __doc__,
         usage="%(prog)s DATA OUT --model FOLDER [options] [-- options of fairseq-train]",
     )
     parser.add_argument("data", metavar="DATA", type=Path, help="the OUT folder of prepare_glue.py")
@@ -545,4 +545,4 @@ def _alone_in(folder: Path) -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     args = parse_arguments(argv)
-    return commands.run("finetune_glue.py", lambda: sweep(args), "stopped; the same command goes on from here")
+    return commands.run("finetune-glue", lambda: sweep(args), "stopped; the same command goes on from here")

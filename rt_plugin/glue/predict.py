@@ -263,7 +263,7 @@ def _on_gpu(args: argparse.Namespace) -> bool:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser("predict-glue", __doc__)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--checkpoint", default="checkpoint_best.pt", metavar="FILE", help="default: %(default)s")
     common.add_argument(
@@ -301,4 +301,4 @@ def _predict(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     args = parse_arguments(argv)
-    return commands.run("predict_glue.py", lambda: _predict(args))
+    return commands.run("predict-glue", lambda: _predict(args))

@@ -341,7 +341,7 @@ def format_table(counts: dict[str, dict[str, SplitCounts]]) -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser("prepare-glue", __doc__)
     parser.add_argument("glue_dir", metavar="GLUE_DIR", type=Path, help="folder with a folder for each task")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for the prepared data, one folder a task")
     parser.add_argument(
@@ -386,4 +386,4 @@ def prepare(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     args = parse_arguments(argv)
-    return commands.run("prepare_glue.py", lambda: prepare(args))
+    return commands.run("prepare-glue", lambda: prepare(args))

@@ -393,7 +393,7 @@ def _plot_boxes(axes, name: str, results: Results) -> None:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser("report-glue", __doc__)
     parser.add_argument(
         "csv", nargs="+", metavar="CSV", type=Path, help="results.csv of finetune_glue.py; the baseline first"
     )
@@ -417,4 +417,4 @@ def report(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     args = parse_arguments(argv)
-    return commands.run("report_glue.py", lambda: report(args))
+    return commands.run("report-glue", lambda: report(args))

@@ -8,7 +8,7 @@
 Absolute paths that the checkpoint remembers are cut down to their last part. Load OUT with
 RecurrentRobertaModel.from_pretrained, fine-tune it like any model folder.
 
-Example: rt-export runs/mini exported/mini --notes data_and_licence.md
+Example: rt-plugin export runs/mini exported/mini --notes data_and_licence.md
 """
 
 import argparse
@@ -30,9 +30,7 @@ PRECISIONS = ("float16", "bfloat16", "float32")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="rt-export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = commands.parser("export", __doc__)
     parser.add_argument("model", metavar="SAVE_DIR", type=Path, help="the --save-dir of a training")
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
     parser.add_argument("--checkpoint", default=BEST_CHECKPOINT, help="of SAVE_DIR (default: %(default)s)")
@@ -106,7 +104,7 @@ def _without_absolute_paths(value):
 
 
 def _command(model: Path) -> str:
-    """What rt-pretrain started, with the paths of this machine cut down; nothing where it was not rt-pretrain."""
+    """What `rt-plugin pretrain` started, with the paths of this machine cut down; nothing where that is not known."""
     try:
         words = shlex.split((model / "command.txt").read_text(encoding="utf-8"))
     except OSError:
@@ -146,6 +144,6 @@ def _model_card(name: str, state: dict, precision: str, size: int, command: str,
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command rt-export."""
+    """The command; returns the exit status."""
     args = parse_arguments(argv)
-    return commands.run("rt-export", lambda: export(args.model, args.out, args.checkpoint, args.precision, args.notes))
+    return commands.run("export", lambda: export(args.model, args.out, args.checkpoint, args.precision, args.notes))

@@ -6,14 +6,13 @@
     SAVE_DIR/train1.log, ...                  what it said on other nodes
 
 Examples:
-  rt-pretrain runs/corpus --recipe mini --save-dir runs/mini --dry-run
-  rt-pretrain runs/corpus --recipe base --save-dir runs/base --model roberta
-  rt-pretrain runs/corpus --recipe mini --save-dir runs/mini -- --recurrence-direction alternate
+  rt-plugin pretrain runs/corpus --recipe mini --save-dir runs/mini --dry-run
+  rt-plugin pretrain runs/corpus --recipe base --save-dir runs/base --model roberta
+  rt-plugin pretrain runs/corpus --recipe mini --save-dir runs/mini -- --recurrence-direction alternate
 """
 
 import argparse
 import dataclasses
-import fcntl
 import importlib.util
 import json
 import os
@@ -31,7 +30,9 @@ import torch
 
 from rt_plugin._location import USER_DIR
 from rt_plugin.console import commands
-from rt_plugin.console.files import replacing
+from rt_plugin.console.files import last_line, replacing
+from rt_plugin.console.locks import handed_on, note_holder
+from rt_plugin.console.progress import duration
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import DICTIONARY_FILE
 from rt_plugin.pretrain.log import read_log
@@ -41,15 +42,15 @@ MODELS = ("recurrent_roberta", "roberta")
 PRECISIONS = {"fp32": (), "fp16": ("--fp16",), "amp": ("--amp",), "bf16": ("--bf16",)}
 _TOKENS_PER_DEVICE = {"cpu": 8_192, "gpu": 16_384}
 _DRY_RUN_UPDATES = 3
+_BUSY = "another training writes there (process {process}); wait for it, or stop it"
 _ERROR_PREFIXES = ("rt_plugin: error: ", "fairseq-train: error: ", "process.py: error: ")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="rt-pretrain",
+    parser = commands.parser(
+        "pretrain",
+        __doc__,
         usage="%(prog)s DATA --recipe RECIPE --save-dir FOLDER [options] [-- more options for fairseq-train]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("data", metavar="DATA", help="folder of prepare_corpus.py, or several joined by colons")
     parser.add_argument("--recipe", required=True, choices=RECIPES, help="size of the model and schedule")
@@ -83,10 +84,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     reports.add_argument("--log-interval", type=int, metavar="N", help="updates (default: 100, or a 20th of all)")
     reports.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="write TensorBoard logs there")
     reports.add_argument("--seed", type=int, default=1, help="default: %(default)s")
-    argv = sys.argv[1:] if argv is None else list(argv)
-    ours = argv[: argv.index("--")] if "--" in argv else argv
+    ours, fairseq_options = commands.split_at_dashes(argv)
     args = parser.parse_args(ours)
-    args.fairseq_options = argv[len(ours) + 1 :]
+    args.fairseq_options = fairseq_options
     return args
 
 
@@ -300,31 +300,13 @@ def run(args: argparse.Namespace) -> None:
         dry_run(args, recipe, command)
         return
     try:
-        with _own_folder(args.save_dir, args.node_rank) as lock:
+        with handed_on(args.save_dir, f".lock{args.node_rank}", _BUSY) as lock:
             if args.node_rank == 0:
                 with replacing(args.save_dir / "command.txt") as file:
                     file.write(f"{shlex.join(command)}\n".encode())
             train(command, recipe, args.save_dir, args.node_rank, lock)
     except OSError as error:
         raise UserError(f"--save-dir {args.save_dir}: cannot be written ({error.strerror or error})") from None
-
-
-@contextmanager
-def _own_folder(folder: Path, node_rank: int) -> Iterator[int]:
-    """Keep a second training of this node out of the folder; the training inherits the lock, and outlives a launcher
-    that was killed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".lock{node_rank}").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            process = lock.read().strip() or "not known"
-            raise UserError(
-                f"{folder}: another training writes there (process {process}); wait for it, or stop it"
-            ) from None
-        lock.truncate(0)  # of the training before
-        yield lock.fileno()
 
 
 def describe(recipe: Recipe, devices: Devices, command: list[str]) -> str:
@@ -354,7 +336,7 @@ def dry_run(args: argparse.Namespace, recipe: Recipe, command: list[str]) -> Non
     tokens = records[-1].get("tokens_per_update", 0)
     print(
         f"dry run: {_DRY_RUN_UPDATES} updates of {tokens:,.0f} tokens, {speeds[-1]:.3g} updates/s; "
-        f"{recipe.updates:,} updates will take about {_duration(hours * 3600)}, without validation"
+        f"{recipe.updates:,} updates will take about {duration(hours * 3600)}, without validation"
     )
 
 
@@ -377,13 +359,8 @@ def progress_line(record: dict, updates: int) -> str:
     if record["split"] != "valid" and record.get("tokens_per_second"):
         words.append(f"{record['tokens_per_second']:,.0f} tokens/s")
     if record["split"] == "train" and record.get("updates_per_second"):
-        words.append(f"{_duration((updates - record['update']) / record['updates_per_second'])} left")
+        words.append(f"{duration((updates - record['update']) / record['updates_per_second'])} left")
     return "  ".join(words)
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {round(seconds) % 60:02} s"
 
 
 def _records(command: list[str], log: Path, lock: int | None = None) -> Iterator[dict]:
@@ -402,13 +379,14 @@ def _records(command: list[str], log: Path, lock: int | None = None) -> Iterator
         status = process.wait()
     if status:
         where = f"; all it said is in {log}" if lock is not None else ""  # a dry run's is deleted
-        raise UserError(error or f"{command[0]} ended with status {status}: {_last_lines(log)}{where}")
+        raise UserError(error or f"{command[0]} ended with status {status}: {_last_words(log)}{where}")
 
 
-def _last_lines(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line]
-    return (errors or lines or ["it said nothing"])[-1][:300]
+def _last_words(log: Path) -> str:
+    """The last line that speaks of an error, or else the last one."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    error = next((line.strip() for line in reversed(lines) if "Error" in line), None)
+    return (error or last_line(log, "it said nothing"))[:300]
 
 
 @contextmanager
@@ -430,7 +408,7 @@ def _started(command: list[str], lock: int | None) -> Iterator[subprocess.Popen]
         pass_fds=() if lock is None else (lock,),
     )
     if lock is not None:
-        os.write(lock, str(process.pid).encode())
+        note_holder(lock, process.pid)
     try:
         yield process
     finally:
@@ -442,4 +420,4 @@ def _started(command: list[str], lock: int | None) -> Iterator[subprocess.Popen]
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     args = parse_arguments(argv)
-    return commands.run("rt-pretrain", lambda: run(args), "interrupted; the same command resumes")
+    return commands.run("pretrain", lambda: run(args), "interrupted; the same command resumes")

@@ -6,10 +6,9 @@ torchrun's environment; without them every process trains by itself.
 
 import os
 import sys
-import threading
-import time
 
 from rt_plugin._location import USER_DIR
+from rt_plugin.console.processes import end_with_parent
 from rt_plugin.errors import UserError
 
 
@@ -28,16 +27,9 @@ def distributed_options(environment: dict[str, str]) -> list[str]:
     return [*options, "--distributed-no-spawn", f"--device-id={local_rank}"]
 
 
-def _end_with(parent: int) -> None:
-    """Training goes on when torchrun is killed with kill -9, and would write into the folder of the next attempt."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
 def main() -> None:
     """Train."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()  # of torchrun
     from fairseq_cli.train import cli_main
 
     try:

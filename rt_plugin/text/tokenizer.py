@@ -11,7 +11,6 @@ import io
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO
 
 from rt_plugin.console import commands
 from rt_plugin.console.files import replacing
+from rt_plugin.console.progress import Progress
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE
 from rt_plugin.text.raw import COMPRESSED, read_lines
@@ -31,7 +31,6 @@ _NORMALIZATION_VERSION = 1
 _CONTROL_PIECES = 3
 _DICTIONARY_SPECIALS = frozenset(("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
 _DICTIONARY_FILLER = re.compile(r"madeupword\d{4,}")
-_SECONDS_BETWEEN_PROGRESS = 5.0
 
 
 class TextNormalizer:
@@ -309,20 +308,20 @@ def encode_file(
     encoder: TextEncoder,
     source: str | os.PathLike,
     target: str | os.PathLike,
-    report: Callable[[str], None] | None = None,
+    report: Callable[[str], None] = commands.report,
 ) -> EncodingCounts:
     """Write the pieces of a text file, separated by spaces: one line for each input line.
 
     Blank lines stay, as document boundaries. The target appears when it is complete.
 
     Args:
-        report: takes a line of progress every few seconds, default: print it to standard error.
+        report: takes lines of progress, see `Progress`.
 
     Raises:
         UserError: see `read_lines`; or the target cannot be written.
     """
     counts = EncodingCounts()
-    lines = _with_progress(read_lines(source), Path(source), report or commands.report)
+    lines = _with_progress(read_lines(source), Path(source), report)
     with _replacing(Path(target)) as file:
         for line in _encode_lines(encoder, lines, counts):
             file.write(f"{line}\n".encode())
@@ -343,20 +342,11 @@ def _encode_lines(encoder: TextEncoder, lines: Iterable[str], counts: EncodingCo
 
 
 def _with_progress(lines: Iterable[str], source: Path, report: Callable[[str], None]) -> Iterator[str]:
-    """The lines as they are; reports how much of the file went by and how long the rest will take."""
-    started = reported = time.monotonic()
-    done = 0
-    for line in lines:
-        yield line
-        done += len(line.encode()) + 1
-        now = time.monotonic()
-        if now - reported >= _SECONDS_BETWEEN_PROGRESS:
-            if source.suffix in COMPRESSED:
-                report(f"{source}: {done / 2**20:,.0f} MiB of text encoded")
-            else:
-                share = min(1.0, done / max(1, source.stat().st_size))
-                report(f"{source}: {share:.0%} encoded, about {(now - started) * (1 / share - 1):.0f} s left")
-            reported = now
+    size = None if source.suffix in COMPRESSED or not source.is_file() else source.stat().st_size
+    with Progress(str(source), size, "B", report) as progress:
+        for line in lines:
+            yield line
+            progress.advance(len(line.encode()) + 1)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ def prepare(*arguments):
 def error_of(capsys, *arguments) -> str:
     assert prepare_corpus.main([str(a) for a in arguments]) == 1
     *_, last = capsys.readouterr().err.rstrip().splitlines()
-    assert last.startswith("prepare_corpus.py: error: ")
+    assert last.startswith("rt-plugin prepare-corpus: error: ")
     return last
 
 

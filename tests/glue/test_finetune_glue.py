@@ -66,7 +66,7 @@ def read_rows(out: Path) -> list[dict]:
 
 def error_of(capsys) -> str:
     *_, last = capsys.readouterr().err.splitlines()
-    assert last.startswith("finetune_glue.py: error: ")
+    assert last.startswith("rt-plugin finetune-glue: error: ")
     return last
 
 
@@ -399,7 +399,7 @@ class TestBadInput:
         )
         lines = capsys.readouterr().err.splitlines()
         assert "QNLI lr 0.001 seed 1 broke off with status 1: rt_plugin: error: --max-positions is 3" in lines[-2]
-        assert lines[-1].startswith("finetune_glue.py: error: 1 runs broke off, 1 were not begun")
+        assert lines[-1].startswith("rt-plugin finetune-glue: error: 1 runs broke off, 1 were not begun")
 
     def test_csv_of_something_else(self, tmp_path):
         (tmp_path / "a.csv").write_text("a,b\n1,2\n")

@@ -130,7 +130,8 @@ def test_damaged_archive_is_named_and_the_next_one_is_welcome(server, tokenizer_
     assert glue_data.main(command) == 1
     *_, last = capsys.readouterr().err.splitlines()
     assert (
-        last.startswith(f"prepare_glue.py: error: {server['url']}/QNLI.zip: ") and "run the same command again" in last
+        last.startswith(f"rt-plugin prepare-glue: error: {server['url']}/QNLI.zip: ")
+        and "run the same command again" in last
     )
     assert listing(tmp_path / "glue") == set()
     server["files"]["/QNLI.zip"] = QNLI

@@ -165,7 +165,7 @@ class TestBadInput:
     @staticmethod
     def error(capsys) -> str:
         *_, last = capsys.readouterr().err.splitlines()
-        assert last.startswith("predict_glue.py: error: ")
+        assert last.startswith("rt-plugin predict-glue: error: ")
         return last
 
     def test_model_that_is_not_fine_tuned(self, pretrained, glue_dir, tmp_path, capsys):
@@ -212,7 +212,7 @@ class TestBadInput:
         """Found before the predictions, which may take long."""
         assert predict("submission", glue_dir, tmp_path, models["QNLI"]) == 1
         error = capsys.readouterr().err
-        assert error == f"predict_glue.py: error: {tmp_path}: is a folder; give the name of the file to write\n"
+        assert error == f"rt-plugin predict-glue: error: {tmp_path}: is a folder; give the name of the file to write\n"
         assert predict("rows", models["QNLI"], glue_dir / "nowhere.tsv", tmp_path) == 1
         assert "is a folder" in self.error(capsys)
 

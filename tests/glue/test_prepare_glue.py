@@ -268,7 +268,7 @@ class TestPreparedFolder:
         capsys.readouterr()
         assert prepare(tmp_path / "glue", tmp_path / "out", tokenizer_folder) == 1
         last = capsys.readouterr().err.splitlines()[-1]
-        assert last.startswith("prepare_glue.py: error: ") and "dev.tsv, line 3" in last
+        assert last.startswith("rt-plugin prepare-glue: error: ") and "dev.tsv, line 3" in last
         assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
         assert [p.name for p in (tmp_path / "out").iterdir()] == ["RTE"]
 

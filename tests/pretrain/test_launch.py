@@ -163,7 +163,10 @@ def test_dry_run_trains_and_leaves_nothing(data_bin, tmp_path):
 
 def test_error_in_every_process_is_one_line(data_bin, tmp_path):
     result = pretrain(data_bin, *SMALL, "--save-dir", tmp_path, "--processes", 2, "--", "--mask-prob", 7, ok=False)
-    assert result.stderr.splitlines()[-1] == "rt-pretrain: error: --mask-prob 7.0: expected a number between 0 and 1"
+    assert (
+        result.stderr.splitlines()[-1]
+        == "rt-plugin pretrain: error: --mask-prob 7.0: expected a number between 0 and 1"
+    )
 
 
 @pytest.fixture(scope="module")

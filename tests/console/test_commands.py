@@ -1,0 +1,46 @@
+"""How a verb ends, and which part of a command line is its own."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from rt_plugin.console import commands
+from rt_plugin.errors import UserError
+
+
+def fail():
+    raise UserError("nothing there")
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)
+
+
+@pytest.mark.parametrize(
+    ("action", "status", "said"),
+    [
+        (lambda: None, 0, ""),
+        (fail, 1, "rt-plugin pretrain: error: nothing there\n"),
+        (terminate, 130, "\nrt-plugin pretrain: resume it\n"),
+    ],
+    ids=["done", "mistake", "stopped"],
+)
+def test_ends_with_a_status_and_one_line(action, status, said, capsys):
+    assert commands.run("pretrain", action, "resume it") == status
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("argv", "ours", "rest"),
+    [
+        (["a", "--b"], ["a", "--b"], []),
+        (["a", "--"], ["a"], []),
+        (["a", "--", "-x", "--", "y"], ["a"], ["-x", "--", "y"]),
+        (["--"], [], []),
+    ],
+)
+def test_command_line_is_cut_at_its_first_dashes(argv, ours, rest):
+    assert commands.split_at_dashes(argv) == (ours, rest)
