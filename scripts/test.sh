@@ -8,5 +8,8 @@ export PATH="${VIRTUAL_ENV:-$root/.venv}/bin:$PATH"
 cd "$root"
 ruff check .
 ruff format --check .
+if command -v clang-format >/dev/null; then
+  git ls-files -z 'rt_plugin/csrc/*' ':!*cuda*' | xargs -0 clang-format --dry-run --Werror
+fi
 # Two processes, a file of tests to each at a time; -n 0 after the script's name runs all in one.
 exec python -m pytest -n 2 --dist loadfile "$@"

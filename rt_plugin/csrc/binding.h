@@ -45,9 +45,7 @@ inline Tensor with_adjacent_channels(const Tensor& tensor) {
   return tensor.size(2) == 1 || tensor.stride(2) == 1 ? tensor : torch::stable::contiguous(tensor);
 }
 
-inline Strided strided(const Tensor& tensor) {
-  return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)};
-}
+inline Strided strided(const Tensor& tensor) { return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)}; }
 
 // A `Problem` and the tensors that its pointers lead into.
 struct Arguments {

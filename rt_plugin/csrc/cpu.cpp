@@ -15,7 +15,8 @@ namespace rt {
 namespace {
 
 constexpr int64_t kRunChannels = 2048;
-constexpr int64_t kChannelMultiple = 64;  // whole vectors for every type, so that no cut changes how a channel is rounded
+// Whole vectors for every type, so that no cut changes how a channel is rounded.
+constexpr int64_t kChannelMultiple = 64;
 
 // Tasks are `rows` rows by `channels` channels. The cut depends on the number of threads and the results do not:
 // nothing is summed across channels, and every row has sums of its own.
@@ -99,8 +100,7 @@ struct WideParameters {
   int64_t stride;
   std::vector<A> values;
 
-  explicit WideParameters(const Problem& problem)
-      : stride(padded(problem.width)), values(kParameters * stride) {
+  explicit WideParameters(const Problem& problem) : stride(padded(problem.width)), values(kParameters * stride) {
     for (int q = 0; q < kParameters; ++q) {
       const Parameter& p = problem.parameters[q];
       A* to = values.data() + q * stride;
@@ -159,8 +159,8 @@ void forward_task(const Problem& problem, const RowKernels& kernels, const Task&
 
 template <typename T>
 void backward_task(const Problem& problem, const RowKernels& kernels, const Task& task,
-                   const WideParameters<CalculationType<T>>& parameters, const Strided& dh_data, const void* c_data, void* dx12_data,
-                   CalculationType<T>* sums) {
+                   const WideParameters<CalculationType<T>>& parameters, const Strided& dh_data, const void* c_data,
+                   void* dx12_data, CalculationType<T>* sums) {
   using A = CalculationType<T>;
   View<const T> x12(problem.x12, problem);
   View<const T> dh(dh_data, problem);
@@ -227,9 +227,7 @@ template <typename T>
 void forward(const Problem& problem, void* h, void* c, const Threads& threads) {
   const RowKernels kernels = row_kernels(problem.dtype, problem.gate);
   const WideParameters<CalculationType<T>> parameters(problem);
-  for_each_task(problem, threads, [&](const Task& task) {
-    forward_task<T>(problem, kernels, task, parameters, h, c);
-  });
+  for_each_task(problem, threads, [&](const Task& task) { forward_task<T>(problem, kernels, task, parameters, h, c); });
 }
 
 template <typename T>

@@ -46,14 +46,14 @@ struct BackwardRow {
   void *dx1, *dx2;
   int64_t dx12_stride;
   void* carry;  // the gradient of c[i] from c[i+k] in, of c[i-k] out, in the type of calculation
-  void* sums;   // the gradients of the parameters, `sum_stride` apart, in the type of calculation
+  void* sums;  // the gradients of the parameters, `sum_stride` apart, in the type of calculation
   int64_t sum_stride;
 };
 
 // The loops for one storage type, one gate and one instruction set.
 struct RowKernels {
   int unroll;
-  void (*forward[2])(const ForwardRow&);    // [c is saved]
+  void (*forward[2])(const ForwardRow&);  // [c is saved]
   void (*backward[2])(const BackwardRow&);  // [0] covers 1 position, [1] `unroll` positions
 };
 

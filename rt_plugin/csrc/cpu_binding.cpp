@@ -8,17 +8,16 @@ namespace {
 Threads torch_threads() {
   return {int64_t(torch::stable::get_num_threads()),
           [](int64_t count, void (*function)(int64_t, int64_t, void*), void* context) {
-            torch::stable::parallel_for(
-                0, count, 1, [&](int64_t first, int64_t last) { function(first, last, context); });
+            torch::stable::parallel_for(0, count, 1,
+                                        [&](int64_t first, int64_t last) { function(first, last, context); });
           }};
 }
 
 ForwardResult forward(Tensor x12, Tensor alpha, Tensor beta, Tensor c_bias, Tensor gate_bias, int64_t step_size,
                       std::string gate, bool reverse, bool save_state) {
   Arguments arguments(x12, alpha, beta, c_bias, gate_bias, step_size, gate, reverse);
-  return run_forward(arguments, save_state, [](const Problem& problem, void* h, void* c) {
-    cpu_forward(problem, h, c, torch_threads());
-  });
+  return run_forward(arguments, save_state,
+                     [](const Problem& problem, void* h, void* c) { cpu_forward(problem, h, c, torch_threads()); });
 }
 
 BackwardResult backward(Tensor dh, Tensor x12, Tensor alpha, Tensor beta, Tensor c_bias, Tensor gate_bias, Tensor c,

@@ -2,8 +2,8 @@
 //
 // Included by one source file per instruction set (cpu_rows_*.cpp), each compiled with its own flags. Nothing here may
 // have external linkage, or the linker could hand AVX-512 code to a machine without it. `Lanes` (lanes_*.h) says how
-// many channels are calculated at a time, and how they are loaded and stored. Runs of the next positions are prefetched,
-// those to be written too, because the machine's own prefetcher stops at the end of every page.
+// many channels are calculated at a time, and how they are loaded and stored. Runs of the next positions are
+// prefetched, those to be written too, because the machine's own prefetcher stops at the end of every page.
 #pragma once
 
 #include "cpu.h"
@@ -65,8 +65,12 @@ struct RowSums {
 
 template <typename T>
 struct BackwardPointers {
-  const T *__restrict x1, *__restrict x2, *__restrict c, *__restrict dh;
-  T *__restrict dx1, *__restrict dx2;
+  const T* __restrict x1;
+  const T* __restrict x2;
+  const T* __restrict c;
+  const T* __restrict dh;
+  T* __restrict dx1;
+  T* __restrict dx2;
 };
 
 // Positions `Step` to `Steps - 1` of `count` channels from j on. A recursion, because compilers vectorise the loop over
@@ -83,9 +87,9 @@ struct BackwardSteps {
     Lanes::prefetch(at.c + (Step + Steps) * row.c_stride + j);
     Lanes::prefetch_to_write(at.dx1 + out + Steps * row.dx12_stride);
     Lanes::prefetch_to_write(at.dx2 + out + Steps * row.dx12_stride);
-    StepGradients<V> d = step_backward<G>(
-        Lanes::load(at.dh + Step * row.dh_stride + j, count), Lanes::load(at.x1 + in, count),
-        Lanes::load(at.x2 + in, count), Lanes::load(at.c + Step * row.c_stride + j, count), sums.carry, p);
+    StepGradients<V> d = step_backward<G>(Lanes::load(at.dh + Step * row.dh_stride + j, count),
+                                          Lanes::load(at.x1 + in, count), Lanes::load(at.x2 + in, count),
+                                          Lanes::load(at.c + Step * row.c_stride + j, count), sums.carry, p);
     Lanes::store(at.dx1 + out, d.x1, count);
     Lanes::store(at.dx2 + out, d.x2, count);
     sums = {d.previous, sums.alpha + d.alpha, sums.beta + d.beta, sums.c_bias + d.c_bias, sums.gate_bias + d.x2};

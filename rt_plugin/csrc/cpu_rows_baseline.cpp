@@ -3,6 +3,8 @@
 
 namespace rt {
 
-RowKernels row_kernels_baseline(DType dtype, Gate gate) { return select_kernels<ScalarLanes<float>, ScalarLanes<float>>(dtype, gate); }
+RowKernels row_kernels_baseline(DType dtype, Gate gate) {
+  return select_kernels<ScalarLanes<float>, ScalarLanes<float>>(dtype, gate);
+}
 
 }  // namespace rt

@@ -8,7 +8,8 @@
 namespace rt {
 namespace {
 
-// Exact: to the precision of float32. Otherwise about 13 bits, which is plenty for what is rounded to the 8 of bfloat16.
+// Exact: to the precision of float32. Otherwise about 13 bits, which is plenty for what is rounded to the 8 of
+// bfloat16.
 template <bool Exact>
 struct Floats16 {
   __m512 v;
@@ -18,19 +19,31 @@ struct Floats16 {
 };
 
 template <bool E>
-RT_INLINE Floats16<E> operator+(Floats16<E> a, Floats16<E> b) { return _mm512_add_ps(a.v, b.v); }
+RT_INLINE Floats16<E> operator+(Floats16<E> a, Floats16<E> b) {
+  return _mm512_add_ps(a.v, b.v);
+}
 template <bool E>
-RT_INLINE Floats16<E> operator-(Floats16<E> a, Floats16<E> b) { return _mm512_sub_ps(a.v, b.v); }
+RT_INLINE Floats16<E> operator-(Floats16<E> a, Floats16<E> b) {
+  return _mm512_sub_ps(a.v, b.v);
+}
 template <bool E>
-RT_INLINE Floats16<E> operator*(Floats16<E> a, Floats16<E> b) { return _mm512_mul_ps(a.v, b.v); }
+RT_INLINE Floats16<E> operator*(Floats16<E> a, Floats16<E> b) {
+  return _mm512_mul_ps(a.v, b.v);
+}
 
 // The instructions return their second operand when one is NaN.
 template <bool E>
-RT_INLINE Floats16<E> at_least(Floats16<E> x, Floats16<E> limit) { return _mm512_max_ps(limit.v, x.v); }
+RT_INLINE Floats16<E> at_least(Floats16<E> x, Floats16<E> limit) {
+  return _mm512_max_ps(limit.v, x.v);
+}
 template <bool E>
-RT_INLINE Floats16<E> at_most(Floats16<E> x, Floats16<E> limit) { return _mm512_min_ps(limit.v, x.v); }
+RT_INLINE Floats16<E> at_most(Floats16<E> x, Floats16<E> limit) {
+  return _mm512_min_ps(limit.v, x.v);
+}
 template <bool E>
-RT_INLINE Floats16<E> magnitude(Floats16<E> x) { return _mm512_abs_ps(x.v); }
+RT_INLINE Floats16<E> magnitude(Floats16<E> x) {
+  return _mm512_abs_ps(x.v);
+}
 template <bool E>
 RT_INLINE Floats16<E> where_negative(Floats16<E> x, Floats16<E> then, Floats16<E> otherwise) {
   return _mm512_mask_mov_ps(otherwise.v, _mm512_movepi32_mask(_mm512_castps_si512(x.v)), then.v);

@@ -193,9 +193,9 @@ struct Normal {
   A distribution, density;
 };
 
-// Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: |error of erf| <= 1.5e-7 (7.1.25: 2.5e-5, where A is
-// not exact; the half of the published coefficients, because a tail is half of erfc). One exponential serves
-// both results. Beyond 13 both tails are 0 in float32, at 13 they are below 1e-37.
+// Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: |error of erf| <= 1.5e-7 (7.1.25: 2.5e-5, where A
+// is not exact; the half of the published coefficients, because a tail is half of erfc). One exponential serves both
+// results. Beyond 13 both tails are 0 in float32, at 13 they are below 1e-37.
 template <typename A>
 RT_INLINE Normal<A> standard_normal(A x) {
   A m = at_most(magnitude(x), A(13.0f));
