@@ -8,9 +8,9 @@ from fairseq.models.roberta import RobertaHubInterface
 from torch import Tensor
 
 from rt_plugin.errors import UserError
-from rt_plugin.glue.dataset import join_texts
 from rt_plugin.model_folder.checkpoint import find_checkpoint
 from rt_plugin.model_folder.files import BEST_CHECKPOINT, NORMALIZATION_FILE, TOKENIZER_FILE
+from rt_plugin.text.encode import join_texts
 from rt_plugin.text.tokenizer import TextEncoder
 
 MASK = "<mask>"

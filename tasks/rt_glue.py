@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Optional
 
 import numpy as np
-from fairseq.data import Dictionary, data_utils
+from fairseq.data import Dictionary
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask, register_task
@@ -17,10 +17,11 @@ from omegaconf import II, MISSING, OmegaConf, open_dict
 from torch import Tensor
 
 from rt_plugin.errors import UserError
-from rt_plugin.glue import metrics as glue_metrics
-from rt_plugin.glue import specs as glue_specs
+from rt_plugin.glue import prepared
 from rt_plugin.glue.dataset import GlueDataset
-from rt_plugin.glue.prepare import find_task, read_glue_file
+from rt_plugin.glue.metrics import CollectedOutputs, evaluate
+from rt_plugin.glue.results import METRICS_FILE, SCORE
+from rt_plugin.glue.specs import LOWER_IS_BETTER, METRICS, GlueTask
 from rt_plugin.model_folder.checkpoint import check_token_ids, checkpoint_positions, starting_checkpoint
 from rt_plugin.model_folder.dictionary import load_dictionary
 from rt_plugin.model_folder.files import (
@@ -37,8 +38,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_POSITIONS = 512
 SMALLEST_MAX_POSITIONS = 6
-METRICS_FILE = "dev_metrics.jsonl"
-SCORE = "score"
 
 
 # Optional[...], because fairseq's parser does not know `int | None`
@@ -99,7 +98,7 @@ class RtGlueTask(FairseqTask):
     def __init__(
         self,
         cfg: RtGlueConfig,
-        glue_task: glue_specs.GlueTask,
+        glue_task: GlueTask,
         dictionary: Dictionary,
         label_dictionary: Dictionary | None,
     ):
@@ -111,7 +110,7 @@ class RtGlueTask(FairseqTask):
         self.is_regression = glue_task.is_regression
         self.score_range = glue_task.score_range
         self._positions = cfg.max_positions or DEFAULT_MAX_POSITIONS
-        self._collected = glue_metrics.CollectedOutputs()
+        self._collected = CollectedOutputs()
         self._evaluated_split: str | None = None
         self._metrics_file: Path | None = None
         self._epoch: int | None = None
@@ -128,15 +127,15 @@ class RtGlueTask(FairseqTask):
         folder = Path(cfg.data)
         if not folder.is_dir():
             raise UserError(f"data folder {folder}: no such folder; prepare it with scripts/prepare_glue.py")
-        dictionary_path, label_path = dictionary_files(folder)
+        dictionary_path, label_path = prepared.dictionary_files(folder)
         dictionary = load_dictionary(dictionary_path)
         if not from_checkpoint:
             check_options(cfg)
             if (folder / TOKENIZER_FILE).is_file():
                 TextEncoder.load(folder).check_dictionary(dictionary.symbols, str(dictionary_path))
         dictionary.add_symbol("<mask>")
-        glue_task = task_of(cfg, folder)
-        labels = None if glue_task.is_regression else load_labels(label_path, glue_task)
+        glue_task = prepared.task_of(folder, cfg.glue_task, cfg.num_classes, cfg.regression_target)
+        labels = None if glue_task.is_regression else prepared.load_labels(label_path, glue_task)
         logger.info("task %s, %d symbols, classes: %s", glue_task.name, len(dictionary), glue_task.labels or "score")
         return cls(cfg, glue_task, dictionary, labels)
 
@@ -145,8 +144,7 @@ class RtGlueTask(FairseqTask):
         """Class names in the order of the class indices; None for regression."""
         if self.is_regression:
             return None
-        first = self.label_dictionary.nspecial
-        return self.label_dictionary.symbols[first : first + self.num_classes]
+        return prepared.label_names(self.label_dictionary, self.num_classes)
 
     @property
     def source_dictionary(self) -> Dictionary:
@@ -202,10 +200,12 @@ class RtGlueTask(FairseqTask):
             UserError: the split is not there, its files differ in length, or a label is none of the task's.
         """
         folder = Path(self.cfg.data)
-        inputs = self._load_inputs(folder, split)
-        targets = self._load_targets(folder / "label" / split)
-        groups_path = folder / "group" / f"{split}.txt"
-        groups = np.loadtxt(groups_path, dtype=np.int64, ndmin=1) if groups_path.is_file() else None
+        inputs = prepared.load_inputs(folder, split, self.dictionary)
+        if self.is_regression:
+            targets = prepared.load_scores(folder, split)
+        else:
+            targets = prepared.load_classes(folder, split, self.label_dictionary, self.num_classes)
+        groups = prepared.load_groups(folder, split)
         lengths = [len(part) for part in (*inputs, targets, groups) if part is not None]
         if len(set(lengths)) != 1:
             raise UserError(f"{folder}: the files of split {split!r} have {lengths} rows; prepare the data again")
@@ -213,35 +213,6 @@ class RtGlueTask(FairseqTask):
         self.datasets[split] = GlueDataset(inputs, self.dictionary, self.max_positions(), targets, groups, **order)
         logger.info("loaded %d rows of %s", len(self.datasets[split]), split)
         return self.datasets[split]
-
-    def _load_inputs(self, folder: Path, split: str) -> list:
-        names = [name for name in ("input0", "input1") if (folder / name).is_dir()]
-        inputs = [data_utils.load_indexed_dataset(str(folder / name / split), self.dictionary) for name in names]
-        if not inputs or None in inputs:
-            found = ", ".join(sorted({path.stem for path in folder.glob("input*/*.idx")})) or "none"
-            raise UserError(
-                f"{folder}: split {split!r} is not complete there; splits found: {found}; expected "
-                f"{', '.join(f'{name}/{split}.idx' for name in names or ['input0'])}; prepare it with "
-                "scripts/prepare_glue.py"
-            )
-        return inputs
-
-    def _load_targets(self, prefix: Path) -> np.ndarray | None:
-        """(N,) class indices or scores of a split, or None where it has no labels."""
-        if self.is_regression:
-            path = prefix.with_name(f"{prefix.name}.label")
-            return read_scores(path) if path.is_file() else None
-        dataset = data_utils.load_indexed_dataset(str(prefix), self.label_dictionary)
-        if dataset is None:
-            return None
-        classes = np.array([int(dataset[i][0]) for i in range(len(dataset))]) - self.label_dictionary.nspecial
-        wrong = np.flatnonzero((classes < 0) | (classes >= self.num_classes))
-        if len(wrong):
-            raise UserError(
-                f"{prefix}: row {wrong[0] + 1} (and {len(wrong) - 1} more) has a label that is none of "
-                f"{', '.join(self.label_names)}; prepare the data with the label dictionary of this folder"
-            )
-        return classes
 
     def dataset(self, split: str) -> GlueDataset:
         # fairseq asks for a split right before it evaluates it, and tells post_validate nothing about it
@@ -251,7 +222,7 @@ class RtGlueTask(FairseqTask):
     def write_model_folder(self, save_dir: str) -> None:
         """Put what a checkpoint needs beside its data folder into `save_dir`; called when a training starts."""
         folder = Path(self.cfg.data)
-        dictionary_path, label_path = dictionary_files(folder)
+        dictionary_path, label_path = prepared.dictionary_files(folder)
         pairs = [(dictionary_path, DICTIONARY_FILE)]
         if not self.is_regression:
             pairs.append((label_path, LABEL_DICTIONARY_FILE))
@@ -307,7 +278,7 @@ class RtGlueTask(FairseqTask):
         groups = None if dataset.groups is None else dataset.groups[rows]
         if self.is_regression:
             outputs, targets = self.to_score(outputs), self.to_score(targets)
-        values = glue_metrics.evaluate(self.glue_task.metrics, outputs, targets, groups)
+        values = evaluate(self.glue_task.metrics, outputs, targets, groups)
         values[SCORE] = math.fsum(values[name] for name in self.glue_task.headline) / len(self.glue_task.headline)
         return values
 
@@ -339,77 +310,6 @@ def _log_metric(name: str, value: float) -> None:
         metrics.log_scalar(name, value)
 
 
-def dictionary_files(folder: Path) -> tuple[Path, Path]:
-    """The dictionary and the label dictionary of a prepared data folder, or of a model folder.
-
-    Raises:
-        UserError: the folder is neither.
-    """
-    if (folder / "input0").is_dir():
-        return folder / "input0" / DICTIONARY_FILE, folder / "label" / DICTIONARY_FILE
-    if (folder / DICTIONARY_FILE).is_file():
-        return folder / DICTIONARY_FILE, folder / LABEL_DICTIONARY_FILE
-    raise UserError(
-        f"data folder {folder}: neither input0/ nor {DICTIONARY_FILE} there; expected a folder written by "
-        "scripts/prepare_glue.py (OUT/<TASK>) or a model folder"
-    )
-
-
-def task_of(cfg: RtGlueConfig, folder: Path) -> glue_specs.GlueTask:
-    """The task that options and glue.json name, or a generic one.
-
-    Raises:
-        UserError: they contradict each other or name none.
-    """
-    prepared = read_glue_file(folder)
-    name = cfg.glue_task or (prepared and prepared["task"])
-    if cfg.glue_task and prepared and prepared["task"] != cfg.glue_task:
-        raise UserError(f"--glue-task {cfg.glue_task}, but {folder / GLUE_FILE} says {prepared['task']}: other data")
-    if name:
-        return find_task(name)
-    if cfg.regression_target:
-        return glue_specs.generic_task(1, regression=True)
-    if cfg.num_classes is None or cfg.num_classes < 2:
-        raise UserError(
-            f"{folder}: no {GLUE_FILE} there and --num-classes is {cfg.num_classes}; name the task with --glue-task, "
-            "or give --num-classes (2 or more) or --regression-target"
-        )
-    return glue_specs.generic_task(cfg.num_classes, regression=False)
-
-
-def load_labels(path: Path, task: glue_specs.GlueTask) -> Dictionary:
-    """The label dictionary.
-
-    Raises:
-        UserError: it is missing, has too few labels, or others than the task's.
-    """
-    dictionary = load_dictionary(path)
-    found = dictionary.symbols[dictionary.nspecial : dictionary.nspecial + task.num_classes]
-    if len(found) < task.num_classes:
-        raise UserError(f"{path}: {len(found)} labels ({', '.join(found)}), expected {task.num_classes}")
-    if task.name in glue_specs.BY_NAME and tuple(found) != task.labels:
-        raise UserError(
-            f"{path}: labels {', '.join(found)}, expected {', '.join(task.labels)} in this order; "
-            "prepare the data with scripts/prepare_glue.py"
-        )
-    return dictionary
-
-
-def read_scores(path: Path) -> np.ndarray:
-    """The (N,) scores of a `.label` file.
-
-    Raises:
-        UserError: a line is not a number.
-    """
-    scores = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            scores.append(float(line))
-        except ValueError:
-            raise UserError(f"{path}, line {number}: found {line!r}, expected one number from 0 to 1") from None
-    return np.array(scores)
-
-
 def check_options(cfg: RtGlueConfig) -> None:
     """Refuse options that cannot be meant.
 
@@ -426,7 +326,7 @@ def check_options(cfg: RtGlueConfig) -> None:
         raise UserError(
             f"--group-by-length is {cfg.group_by_length}, expected a number of rows, or 0 for random batches"
         )
-    higher_is_better = {SCORE, *glue_metrics.METRICS} - glue_metrics.LOWER_IS_BETTER
+    higher_is_better = {SCORE, *METRICS} - LOWER_IS_BETTER
     if cfg.best_checkpoint_metric in higher_is_better and not cfg.maximize_best_checkpoint_metric:
         raise UserError(
             f"--best-checkpoint-metric {cfg.best_checkpoint_metric} without --maximize-best-checkpoint-metric would "

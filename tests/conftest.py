@@ -100,9 +100,9 @@ def write_tsv(path: Path, rows) -> None:
 
 def prepare_glue(glue_dir: Path, model: Path, task: str) -> Path:
     """Prepare one task in GLUE_DIR/out; returns its folder."""
-    from rt_plugin.glue import prepare as glue_data
+    from rt_plugin.glue.prepare import main
 
-    assert glue_data.main([str(glue_dir), str(glue_dir / "out"), "--model", str(model), "--tasks", task]) == 0
+    assert main([str(glue_dir), str(glue_dir / "out"), "--model", str(model), "--tasks", task]) == 0
     return glue_dir / "out" / task
 
 

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset, data_utils
 
+from rt_plugin.text.encode import join_texts
+
 
 class GlueDataset(FairseqDataset):
     """Sentences or sentence pairs as one input each: `<s> a </s>` or `<s> a </s> </s> b </s>`.
@@ -82,24 +84,3 @@ class GlueDataset(FairseqDataset):
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
-
-
-def join_texts(texts: list[torch.Tensor], dictionary, max_positions: int) -> torch.Tensor:
-    """`<s> a </s>` or `<s> a </s> </s> b </s>`, cut to `max_positions`: (length,) int64, from the texts' token ids."""
-    lengths = cut_lengths([len(text) for text in texts], max_positions - 2 * len(texts))
-    bos, eos = dictionary.bos(), dictionary.eos()
-    tokens = []
-    for text, length, first in zip(texts, lengths, (bos, eos), strict=False):
-        tokens += [torch.tensor([first]), text[:length], torch.tensor([eos])]
-    return torch.cat(tokens).long()
-
-
-def cut_lengths(lengths: list[int], room: int) -> list[int]:
-    """Lengths of one or two texts that fit into `room` tokens: the longer one loses first, then both alike."""
-    if len(lengths) == 1:
-        return [min(lengths[0], room)]
-    shorter = min(min(lengths), room // 2)
-    first, second = lengths
-    if first <= second:
-        return [shorter, min(second, room - shorter)]
-    return [min(first, room - shorter), shorter]

@@ -1,4 +1,4 @@
-"""The metrics of the GLUE tasks, by the names that `tasks/glue_specs.py` uses; scikit-learn and scipy compute them.
+"""The metrics of the GLUE tasks, by the names that `rt_plugin.glue.specs` uses; scikit-learn and scipy compute them.
 
 Values are fractions, not per cent. An undefined value is nan.
 """
@@ -20,7 +20,7 @@ def evaluate(
     """Compute metrics over a whole data set.
 
     Args:
-        names: keys of `METRICS`.
+        names: keys of `FUNCTIONS`.
         outputs: (N, C) class scores, or (N, 1) for regression.
         targets: (N,) class indices, or (N,) scores for regression.
         groups: (N,) the group that each row belongs to; for `exact_match` and `choice_accuracy`.
@@ -30,7 +30,7 @@ def evaluate(
     """
     if len(targets) == 0 or not np.isfinite(outputs).all():
         return dict.fromkeys(names, math.nan)
-    return {name: float(METRICS[name](outputs, targets, groups)) for name in names}
+    return {name: float(FUNCTIONS[name](outputs, targets, groups)) for name in names}
 
 
 def _accuracy(outputs, targets, groups):
@@ -88,7 +88,7 @@ def _rows_by_group(groups: np.ndarray) -> list[np.ndarray]:
     return np.split(order, starts)
 
 
-METRICS: dict[str, Callable] = {
+FUNCTIONS: dict[str, Callable] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "f1_macro": _f1_macro,
@@ -99,7 +99,6 @@ METRICS: dict[str, Callable] = {
     "exact_match": _exact_match,
     "choice_accuracy": _choice_accuracy,
 }
-LOWER_IS_BETTER = frozenset({"rmse"})
 
 
 class CollectedOutputs:

@@ -11,113 +11,23 @@ import argparse
 import dataclasses
 import io
 import json
-import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from fairseq.data import ListDataset
-
-from rt_plugin import hub
 from rt_plugin.console import commands
 from rt_plugin.console.files import replacing
 from rt_plugin.errors import UserError
-from rt_plugin.glue import metrics as glue_metrics
-from rt_plugin.glue.dataset import GlueDataset
-from rt_plugin.glue.prepare import TextTools, source_folder
-from rt_plugin.glue.readers import Example, read_examples
+from rt_plugin.glue.readers import Example, read_examples, source_folder
 from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask
-from rt_plugin.model_folder.files import DICTIONARY_FILE
+from rt_plugin.model_folder.files import BEST_CHECKPOINT
 from rt_plugin.text.raw import read_lines
 
+if TYPE_CHECKING:
+    from rt_plugin.glue.predictor import Predictor
+
 BATCH_SIZE = 64
-_SECONDS_BETWEEN_PROGRESS = 5.0
-
-
-class Predictor:
-    """A fine-tuned model folder, ready to predict.
-
-    Args:
-        folder: the --save-dir of a fine-tuning with the task `rt_glue`.
-        checkpoint: the name of a checkpoint in it.
-        gpu: run on the first GPU instead of the CPU.
-        batch_size: rows at a time; it changes the speed, not the predictions.
-
-    Raises:
-        UserError: a file is missing, or the model is not fine-tuned.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        checkpoint: str = "checkpoint_best.pt",
-        gpu: bool = False,
-        batch_size: int = BATCH_SIZE,
-    ):
-        loaded = hub.from_pretrained(str(folder), checkpoint)
-        if not hasattr(loaded.task, "glue_task"):
-            raise UserError(
-                f"{folder}: {checkpoint} is not fine-tuned; give the --save-dir of a fine-tuning with rt_glue"
-            )
-        self.task: GlueTask = loaded.task.glue_task
-        self._loaded = loaded.cuda() if gpu else loaded
-        self._tools = TextTools(loaded.text, loaded.task.source_dictionary, folder / DICTIONARY_FILE)
-        self._batch_size = batch_size
-
-    def outputs(self, examples: Sequence[Example], report: Callable[[str], None] = commands.report) -> np.ndarray:
-        """(N, C) logits in the order of the examples; (N, 1) scores on the task's own scale for regression.
-
-        Args:
-            report: takes lines of progress.
-        """
-        dataset = self._dataset(examples)
-        order = dataset.ordered_indices()  # of similar length together: less padding
-        outputs = np.zeros((len(examples), self.task.num_classes))
-        last = time.monotonic()
-        for start in range(0, len(order), self._batch_size):
-            rows = order[start : start + self._batch_size]
-            outputs[rows] = self._forward(dataset.collater([dataset[row] for row in rows]))
-            if time.monotonic() - last > _SECONDS_BETWEEN_PROGRESS:
-                last = time.monotonic()
-                report(f"  {start + len(rows):,} of {len(order):,} rows")
-        return self._loaded.task.to_score(outputs) if self.task.is_regression else outputs
-
-    def _dataset(self, examples: Sequence[Example]) -> GlueDataset:
-        texts = list(zip(*(example.texts for example in examples), strict=True))
-        inputs = []
-        for column in texts:
-            tokens = [self._tools.encode(text) for text in column]
-            inputs.append(ListDataset(tokens, np.array([len(ids) for ids in tokens])))
-        return GlueDataset(inputs, self._tools.dictionary, self._loaded.task.max_positions())
-
-    def _forward(self, batch: dict) -> np.ndarray:
-        inputs = {name: value.to(self._loaded.device) for name, value in batch["net_input"].items()}
-        head = self._loaded.task.cfg.classification_head_name
-        with torch.no_grad():
-            logits, _ = self._loaded.model(**inputs, features_only=True, classification_head_name=head)
-        return logits.float().cpu().numpy()
-
-
-def predictions(task: GlueTask, outputs: np.ndarray, examples: Sequence[Example]) -> list[str]:
-    """Label names, or scores within the task's range; of the candidates of one COPA premise exactly one is "1"."""
-    if task.is_regression:
-        return [f"{score:.3f}" for score in np.clip(outputs[:, 0], *task.score_range)]
-    classes = outputs.argmax(axis=1)
-    if "choice_accuracy" in task.metrics:
-        margins = outputs[:, 1] - outputs[:, 0]
-        groups = np.array([example.group for example in examples])
-        classes = np.zeros(len(examples), dtype=int)
-        for group in np.unique(groups):
-            rows = np.flatnonzero(groups == group)
-            classes[rows[margins[rows].argmax()]] = 1
-    return [task.labels[c] for c in classes]
-
-
-def probabilities(outputs: np.ndarray) -> np.ndarray:
-    """(N,) the probability of the most probable class."""
-    return torch.from_numpy(outputs).softmax(dim=1).amax(dim=1).numpy()
 
 
 def input_task(task: GlueTask, path: Path, texts: Sequence[str] | None) -> GlueTask:
@@ -149,7 +59,9 @@ def _examples(task: GlueTask, split: str, path: Path) -> list[Example]:
 
 def predict_rows(args: argparse.Namespace) -> None:
     """The subcommand `rows`."""
-    model = Predictor(args.model, args.checkpoint, _on_gpu(args), args.batch_size)
+    from rt_plugin.glue.predictor import Predictor, metrics_of, predictions, probabilities
+
+    model = Predictor(args.model, args.checkpoint, args.batch_size, args.cpu)
     task = input_task(model.task, args.input, args.texts)
     examples = _examples(task, args.split, args.input)
     outputs = model.outputs(examples)
@@ -160,23 +72,17 @@ def predict_rows(args: argparse.Namespace) -> None:
     header = ("index", "prediction", "probability")[: len(columns)]
     lines = ("\t".join(map(str, row)) + "\n" for row in (header, *zip(*columns, strict=True)))
     _write(args.out, "".join(lines).encode())
-    print(f"{args.out}: {len(names):,} rows{_metrics(task, outputs, examples)}")
-
-
-def _metrics(task: GlueTask, outputs: np.ndarray, examples: Sequence[Example]) -> str:
-    if any(example.label is None for example in examples):
-        return ""
-    labels = np.array([example.label for example in examples])
-    groups = np.array([example.group for example in examples]) if task.group else None
-    values = glue_metrics.evaluate(task.metrics, outputs, labels, groups)
-    return "; " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    values = [f"{name} {value:.4f}" for name, value in metrics_of(task, outputs, examples).items()]
+    print("; ".join([f"{args.out}: {len(names):,} rows", *([", ".join(values)] if values else [])]))
 
 
 def write_submission(args: argparse.Namespace) -> None:
     """The subcommand `submission`."""
+    from rt_plugin.glue.predictor import Predictor
+
     files = {}
     for folder in args.models:
-        model = Predictor(folder, args.checkpoint, _on_gpu(args), args.batch_size)
+        model = Predictor(folder, args.checkpoint, args.batch_size, args.cpu)
         for task in (model.task, *([BY_NAME["AX"]] if model.task.name == "MNLI" else [])):
             for name, text in submission_files(model, task, args.glue_dir):
                 if name in files:
@@ -192,12 +98,14 @@ def write_submission(args: argparse.Namespace) -> None:
     commands.report(f"for the official servers, which want all of theirs, these are missing: {', '.join(missing)}")
 
 
-def submission_files(model: Predictor, task: GlueTask, glue_dir: Path) -> Iterator[tuple[str, str]]:
+def submission_files(model: "Predictor", task: GlueTask, glue_dir: Path) -> Iterator[tuple[str, str]]:
     """(name, content) of the task's files of a submission.
 
     Raises:
         UserError: a test set is missing. AX, which users may not have, is passed over.
     """
+    from rt_plugin.glue.predictor import predictions
+
     folder = source_folder(task, glue_dir)
     for split, name in task.submission.items():
         path = (folder or glue_dir / task.name) / task.files[split]
@@ -258,14 +166,10 @@ def _write(path: Path, content: bytes) -> None:
         raise UserError(f"{path}: cannot write the file ({error.strerror})") from None
 
 
-def _on_gpu(args: argparse.Namespace) -> bool:
-    return not args.cpu and torch.cuda.is_available()
-
-
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = commands.parser("predict-glue", __doc__)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--checkpoint", default="checkpoint_best.pt", metavar="FILE", help="default: %(default)s")
+    common.add_argument("--checkpoint", default=BEST_CHECKPOINT, metavar="FILE", help="default: %(default)s")
     common.add_argument(
         "--batch-size", type=commands.positive, default=BATCH_SIZE, metavar="ROWS", help="default: %(default)s"
     )

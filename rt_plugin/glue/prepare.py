@@ -13,56 +13,26 @@ The layout is the one of fairseq's `sentence_prediction`.
 
 import argparse
 import functools
-import json
 import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
-from fairseq.data import Dictionary, indexed_dataset
+from typing import TYPE_CHECKING
 
 from rt_plugin.console import commands
 from rt_plugin.errors import UserError
-from rt_plugin.glue import download as glue_download
-from rt_plugin.glue.readers import Example, read_examples
-from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask
-from rt_plugin.model_folder.dictionary import load_dictionary
-from rt_plugin.model_folder.files import DICTIONARY_FILE, GLUE_FILE
-from rt_plugin.text.tokenizer import TextEncoder
+from rt_plugin.glue.download import download, read_sources
+from rt_plugin.glue.readers import Example, read_examples, source_files, source_folder
+from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask, find_task
+from rt_plugin.model_folder.files import GLUE_FILE
+
+if TYPE_CHECKING:
+    from rt_plugin.text.encode import IdEncoder
 
 _SECONDS_BETWEEN_PROGRESS = 5.0
-
-
-def find_task(name: str) -> GlueTask:
-    """The row of the task table.
-
-    Raises:
-        UserError: there is no such row.
-    """
-    if name not in BY_NAME:
-        raise UserError(f"GLUE task {name!r} is unknown, expected one of {', '.join(BY_NAME)}")
-    return BY_NAME[name]
-
-
-def read_glue_file(folder: Path) -> dict | None:
-    """The content of a folder's glue.json, or None where there is none.
-
-    Raises:
-        UserError: the file is not JSON, or does not name a task.
-    """
-    path = folder / GLUE_FILE
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        find_task(content["task"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: {error}; prepare the data again with scripts/prepare_glue.py") from None
-    return content
 
 
 @dataclass
@@ -76,73 +46,17 @@ class SplitCounts:
     labels: Counter = field(default_factory=Counter)
     left_out: int = 0
 
-
-@dataclass(frozen=True)
-class TextTools:
-    """What turns text into token ids: a model folder's tokenizer, dictionary, and the dictionary's file."""
-
-    encoder: TextEncoder
-    dictionary: Dictionary
-    dictionary_path: Path
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike) -> "TextTools":
-        """Read a model folder.
-
-        Raises:
-            UserError: a file is missing, or tokenizer and dictionary do not belong together.
-        """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise UserError(f"--model {folder}: no such folder; give the folder with the checkpoint's tokenizer")
-        encoder = TextEncoder.load(folder)
-        path = folder / DICTIONARY_FILE
-        dictionary = load_dictionary(path)
-        encoder.check_dictionary(dictionary.symbols, str(path))
-        return cls(encoder, dictionary, path)
-
-    def encode(self, text: str) -> torch.Tensor:
-        """(length,) int32 token ids of a text, with </s> at the end."""
-        return self.dictionary.encode_line(" ".join(self.encoder.encode(text)), add_if_not_exist=False)
-
-
-def source_folder(task: GlueTask, glue_dir: Path) -> Path | None:
-    """The folder with the task's official files, or None."""
-    for name in (task.name, *task.folders):
-        if (glue_dir / name).is_dir():
-            return glue_dir / name
-    return None
-
-
-def source_files(task: GlueTask, folder: Path, subsets: bool = False) -> dict[str, Path]:
-    """split -> file, for the splits that are there.
-
-    Args:
-        subsets: prefer the table's reduced files where they exist.
-
-    Raises:
-        UserError: there is no train or dev file, or no file at all.
-    """
-    found = {}
-    for split, name in task.files.items():
-        subset = task.subset_files.get(split)
-        if subsets and subset and (folder / subset).is_file():
-            name = subset
-        if (folder / name).is_file():
-            found[split] = folder / name
-        elif split in ("train", "valid"):
-            hint = f"; {subset} is there: add --subsets to use it" if subset and (folder / subset).is_file() else ""
-            raise UserError(f"{task.name}: no {folder / name}, expected the official {split} file{hint}")
-    if not found:
-        raise UserError(f"{task.name}: none of {', '.join(task.files.values())} in {folder}")
-    return found
+    def for_glue_file(self, task: GlueTask) -> dict:
+        """What glue.json says of the split."""
+        labels = {name: self.labels[name] for name in task.labels if self.labels}
+        return {"file": self.file, "rows": self.rows, "left_out": self.left_out, "labels": labels}
 
 
 def prepare_task(
     task: GlueTask,
     files: dict[str, Path],
     out: Path,
-    tools: TextTools,
+    encoder: "IdEncoder",
     report: Callable[[str], None],
     skip_broken_rows: bool = False,
 ) -> dict[str, SplitCounts]:
@@ -158,9 +72,11 @@ def prepare_task(
         split -> counts.
 
     Raises:
-        UserError: a file is broken (see `glue_readers.read_examples`), OUT/<TASK> is a folder of something else, or it
+        UserError: a file is broken (see `read_examples`), OUT/<TASK> is a folder of something else, or it
             cannot be written.
     """
+    from rt_plugin.glue import prepared
+
     target = out / task.name
     if target.exists() and not (target / GLUE_FILE).is_file():
         raise UserError(f"{target} is there and holds no {GLUE_FILE}: not prepared data; choose another OUT folder")
@@ -168,13 +84,13 @@ def prepare_task(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _write_dictionaries(task, partial, tools)
+        prepared.write_dictionaries(partial, task, encoder.dictionary_path)
         counts = {}
         for split, path in files.items():
             report(f"{task.name}: reading {path}")
-            counts[split] = _prepare_split(task, split, path, partial, tools, report, skip_broken_rows)
-        tools.encoder.save(partial)
-        (partial / GLUE_FILE).write_text(_glue_json(task, counts), encoding="utf-8")
+            counts[split] = _prepare_split(task, split, path, partial, encoder, report, skip_broken_rows)
+        encoder.text.save(partial)
+        prepared.write_glue_file(partial, task, {split: c.for_glue_file(task) for split, c in counts.items()})
         _replace_folder(partial, target)
     except OSError as error:
         raise UserError(f"{target}: the prepared data cannot be written ({error.strerror or error})") from error
@@ -183,34 +99,17 @@ def prepare_task(
     return counts
 
 
-def _write_dictionaries(task: GlueTask, folder: Path, tools: TextTools) -> None:
-    for i in range(len(task.texts)):
-        (folder / f"input{i}").mkdir()
-        shutil.copyfile(tools.dictionary_path, folder / f"input{i}" / DICTIONARY_FILE)
-    (folder / "label").mkdir()
-    if not task.is_regression:
-        label_dictionary(task.labels).save(str(folder / "label" / DICTIONARY_FILE))
-    if task.group:
-        (folder / "group").mkdir()
-
-
-def label_dictionary(labels: Iterable[str]) -> Dictionary:
-    """A dictionary whose symbols after the special ones are the labels, in their order."""
-    dictionary = Dictionary()
-    for name in labels:
-        dictionary.add_symbol(name)
-    return dictionary
-
-
 def _prepare_split(
     task: GlueTask,
     split: str,
     path: Path,
     folder: Path,
-    tools: TextTools,
+    encoder: "IdEncoder",
     report: Callable[[str], None],
     skip_broken_rows: bool,
 ) -> SplitCounts:
+    from rt_plugin.glue.prepared import SplitWriter
+
     counts = SplitCounts(path.name)
 
     def on_broken_row(error: UserError) -> None:
@@ -219,59 +118,21 @@ def _prepare_split(
 
     examples = read_examples(task, split, path, on_broken_row if skip_broken_rows else None)
     # the rows of one MultiRC passage follow each other and share it
-    encode = functools.lru_cache(maxsize=16)(tools.encode)
-    labels, groups = [], []
-    builders = [IndexedWriter(folder / f"input{i}" / split, len(tools.dictionary)) for i in range(len(task.texts))]
+    encode = functools.lru_cache(maxsize=16)(encoder.encode)
+    unknown = encoder.dictionary.unk()
+    writer = SplitWriter(folder, task, split, len(encoder.dictionary))
     for example in _with_progress(examples, report):
-        for builder, text in zip(builders, example.texts, strict=True):
-            ids = encode(text)
-            builder.add(ids)
-            counts.tokens += len(ids)
-            counts.unknown += int((ids == tools.dictionary.unk()).sum())
-        labels.append(example.label)
-        groups.append(example.group)
-    if not labels:
+        texts = [encode(text) for text in example.texts]
+        writer.add(texts, example.label, example.group)
+        counts.rows += 1
+        counts.tokens += sum(map(len, texts))
+        counts.unknown += sum(int((ids == unknown).sum()) for ids in texts)
+    if not counts.rows:
         raise UserError(f"{path}: no rows; expected the {split} rows of {task.name}")
-    for builder in builders:
-        builder.close()
-    _write_labels(task, labels, folder / "label" / split, counts)
-    if task.group:
-        (folder / "group" / f"{split}.txt").write_text("".join(f"{group}\n" for group in groups))
-    counts.rows = len(labels)
+    writer.close()
+    if writer.has_labels and not task.is_regression:
+        counts.labels.update(task.labels[label] for label in writer.labels)
     return counts
-
-
-class IndexedWriter:
-    """fairseq's builder of one indexed data set, with the names of its two files."""
-
-    def __init__(self, prefix: Path, vocabulary: int):
-        self._index_file = indexed_dataset.index_file_path(str(prefix))
-        self._builder = indexed_dataset.make_builder(
-            indexed_dataset.data_file_path(str(prefix)), impl="mmap", vocab_size=vocabulary
-        )
-
-    def add(self, ids: torch.Tensor) -> None:
-        self._builder.add_item(ids)
-
-    def close(self) -> None:
-        self._builder.finalize(self._index_file)
-
-
-def _write_labels(task: GlueTask, labels: Sequence[int | float | None], prefix: Path, counts: SplitCounts) -> None:
-    """Write the labels of a split; nothing where the file had none, as in the official test sets."""
-    if any(label is None for label in labels):
-        return
-    if task.is_regression:
-        low, high = task.score_range
-        lines = (f"{(score - low) / (high - low)!r}\n" for score in labels)
-        prefix.with_name(f"{prefix.name}.label").write_text("".join(lines))
-        return
-    dictionary = label_dictionary(task.labels)
-    builder = IndexedWriter(prefix, len(dictionary))
-    for label in labels:
-        builder.add(torch.tensor([dictionary.nspecial + label, dictionary.eos()]))
-    builder.close()
-    counts.labels.update(task.labels[label] for label in labels)
 
 
 def _with_progress(examples: Iterator[Example], report: Callable[[str], None]) -> Iterator[Example]:
@@ -281,19 +142,6 @@ def _with_progress(examples: Iterator[Example], report: Callable[[str], None]) -
         if time.monotonic() - last > _SECONDS_BETWEEN_PROGRESS:
             last = time.monotonic()
             report(f"  {number:,} rows")
-
-
-def _glue_json(task: GlueTask, counts: dict[str, SplitCounts]) -> str:
-    splits = {
-        split: {
-            "file": c.file,
-            "rows": c.rows,
-            "left_out": c.left_out,
-            "labels": {name: c.labels[name] for name in task.labels if c.labels},
-        }
-        for split, c in counts.items()
-    }
-    return json.dumps({"version": 1, "task": task.name, "splits": splits}, indent=2) + "\n"
 
 
 def _replace_folder(new: Path, target: Path) -> None:
@@ -368,16 +216,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def prepare(args: argparse.Namespace) -> None:
     """Prepare the tasks that the command line asks for and print the table of counts."""
-    tools = TextTools.load(args.model)
+    from rt_plugin.text.encode import IdEncoder
+
+    encoder = IdEncoder.load(args.model)
     if args.download:
-        sources = glue_download.read_sources(args.urls)
-        glue_download.download(args.tasks, args.glue_dir, sources, commands.report)
+        download(args.tasks, args.glue_dir, read_sources(args.urls), commands.report)
     # all files are found before the first is read, so that a missing one does not show after minutes
     jobs = [
         (task, source_files(task, folder, args.subsets)) for task, folder in chosen_tasks(args.tasks, args.glue_dir)
     ]
     counts = {
-        task.name: prepare_task(task, files, args.out, tools, commands.report, args.skip_broken_rows)
+        task.name: prepare_task(task, files, args.out, encoder, commands.report, args.skip_broken_rows)
         for task, files in jobs
     }
     print(format_table(counts))

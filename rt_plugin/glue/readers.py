@@ -1,4 +1,4 @@
-"""Reads the official GLUE (TSV) and SuperGLUE (JSON lines) files into examples, row by row."""
+"""The official GLUE (TSV) and SuperGLUE (JSON lines) files: found, and read into examples row by row."""
 
 import json
 import math
@@ -47,6 +47,38 @@ class _Row:
             names = " or ".join(t.__name__ for t in (kind if isinstance(kind, tuple) else (kind,)))
             raise self.error(f"{key}: {_shorten(value)}", f"a value of type {names}")
         return value
+
+
+def source_folder(task: GlueTask, glue_dir: Path) -> Path | None:
+    """The folder with the task's official files, or None."""
+    for name in (task.name, *task.folders):
+        if (glue_dir / name).is_dir():
+            return glue_dir / name
+    return None
+
+
+def source_files(task: GlueTask, folder: Path, subsets: bool = False) -> dict[str, Path]:
+    """split -> file, for the splits that are there.
+
+    Args:
+        subsets: prefer the table's reduced files where they exist.
+
+    Raises:
+        UserError: there is no train or dev file, or no file at all.
+    """
+    found = {}
+    for split, name in task.files.items():
+        subset = task.subset_files.get(split)
+        if subsets and subset and (folder / subset).is_file():
+            name = subset
+        if (folder / name).is_file():
+            found[split] = folder / name
+        elif split in ("train", "valid"):
+            hint = f"; {subset} is there: add --subsets to use it" if subset and (folder / subset).is_file() else ""
+            raise UserError(f"{task.name}: no {folder / name}, expected the official {split} file{hint}")
+    if not found:
+        raise UserError(f"{task.name}: none of {', '.join(task.files.values())} in {folder}")
+    return found
 
 
 def read_examples(

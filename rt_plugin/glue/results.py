@@ -18,19 +18,20 @@ from pathlib import Path
 
 from rt_plugin.console.files import replacing
 from rt_plugin.errors import UserError
-from rt_plugin.glue import metrics as glue_metrics
-from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask
-from rt_plugin.tasks.rt_glue import METRICS_FILE, SCORE
+from rt_plugin.glue.specs import BY_NAME, METRICS, TASKS, GlueTask
 
+CSV_FILE = "results.csv"  # of a sweep
+RESULT_FILE = "result.json"  # of a run: its row
+METRICS_FILE = "dev_metrics.jsonl"  # of a run: one line an evaluation
+SCORE = "score"  # the mean of a task's headline metrics
 UNDEFINED = "undefined"
 WHEN = ("best", "last")
 _SECOND_DEV_SET = "valid_mismatched"
 _RUN_COLUMNS = (
     *("model", "task", "lr", "seed", "epochs", "best_epoch", "train_loss", "failed", "majority", "seconds"),
 )
-_METRICS = (SCORE, *glue_metrics.METRICS)
 _METRIC_COLUMNS = (
-    *(f"{when}_{name}" for name in _METRICS for when in WHEN),
+    *(f"{when}_{name}" for name in (SCORE, *METRICS) for when in WHEN),
     *(f"{when}_{name}_mismatched" for name in (SCORE, "accuracy") for when in WHEN),
 )
 _CHECKPOINT = "checkpoint"

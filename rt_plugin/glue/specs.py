@@ -1,4 +1,6 @@
-"""The GLUE and SuperGLUE tasks as a table: files, columns, labels, metrics, submission files. Standard library only.
+"""The GLUE and SuperGLUE tasks as a table: files, columns, labels, metrics, submission files.
+
+Imports nothing but the standard library and the error type.
 
 Adding an ordinary task is adding a row to `TASKS`.
 
@@ -8,9 +10,15 @@ model tuned on MNLI can be scored on AX and CB. Binary F1 counts class 1 as the 
 
 from dataclasses import dataclass, field
 
+from rt_plugin.errors import UserError
+
 _TSV_FILES = {"train": "train.tsv", "valid": "dev.tsv", "test": "test.tsv"}
 _JSONL_FILES = {"train": "train.jsonl", "valid": "val.jsonl", "test": "test.jsonl"}
 _INFERENCE = ("entailment", "neutral", "contradiction")
+
+# in the order of their columns in results.csv; `rt_plugin.glue.metrics` computes them
+METRICS = ("accuracy", "f1", "f1_macro", "mcc", "pearson", "spearman", "rmse", "exact_match", "choice_accuracy")
+LOWER_IS_BETTER = frozenset({"rmse"})
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class GlueTask:
         label: column or key of the label; files of a split named test* may lack it.
         labels: label names in the order of their class indices; empty for regression.
         score_range: lowest and highest score of a regression task; None for classification.
-        metrics: names of `rt_plugin.glue.metrics`, all of them reported.
+        metrics: names of `METRICS`, all of them reported.
         headline: those whose mean is the task's one number, `score`; GLUE averages where it names two.
         reader: function of `rt_plugin.glue.readers` that turns a file into examples.
         files: split -> file name. `train` and `valid` must be there where the table has them.
@@ -229,6 +237,17 @@ TASKS: tuple[GlueTask, ...] = (
 )
 
 BY_NAME: dict[str, GlueTask] = {task.name: task for task in TASKS}
+
+
+def find_task(name: str) -> GlueTask:
+    """The row of the task table.
+
+    Raises:
+        UserError: there is no such row.
+    """
+    if name not in BY_NAME:
+        raise UserError(f"GLUE task {name!r} is unknown, expected one of {', '.join(BY_NAME)}")
+    return BY_NAME[name]
 
 
 def generic_task(num_classes: int, regression: bool) -> GlueTask:

@@ -19,9 +19,11 @@ import torch
 
 from conftest import REPOSITORY, run_command
 from rt_plugin.errors import UserError
-from rt_plugin.glue import finetune as glue_sweep
-from rt_plugin.glue import results as glue_results
+from rt_plugin.glue.finetune import main, parse_arguments
+from rt_plugin.glue.plan import plan
+from rt_plugin.glue.results import COLUMNS, read_csv, summarize, write_csv
 from rt_plugin.glue.specs import BY_NAME
+from rt_plugin.glue.sweep import fork_server
 from rt_plugin.model import RecurrentRobertaModel
 from rt_plugin.model_folder.checkpoint import model_options
 
@@ -35,7 +37,7 @@ def sweep(glue_dir, pretrained, monkeypatch):
 
     def run(out, *arguments):
         options = ("--model", pretrained, *arguments)
-        return glue_sweep.main([str(a) for a in (glue_dir / "out", out, *options)])
+        return main([str(a) for a in (glue_dir / "out", out, *options)])
 
     return run
 
@@ -177,7 +179,7 @@ def count_threads_of_parent(path: str) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs the /proc file system of Linux")
 def test_runs_are_forked_from_a_process_without_threads(sweep, tmp_path):
-    process = glue_sweep.fork_server().Process(target=count_threads_of_parent, args=(str(tmp_path / "threads"),))
+    process = fork_server().Process(target=count_threads_of_parent, args=(str(tmp_path / "threads"),))
     process.start()
     process.join()
     assert (tmp_path / "threads").read_text() == "1"
@@ -232,7 +234,7 @@ class TestOneModelAndOneSetOfOptionsInAFolder:
         grid = ("--model", model, "--tasks", "QNLI", "--lr", "1e-3", "--epochs", "1")
 
         def run(*options):
-            return glue_sweep.main([str(part) for part in (data, out, *grid, *options)])
+            return main([str(part) for part in (data, out, *grid, *options)])
 
         assert sweep(out, "--seeds", "1", *grid) == 0
         paths = {"QNLI data sha256": data / "QNLI" / "glue.json", "checkpoint sha256": model / "checkpoint_best.pt"}
@@ -264,7 +266,7 @@ class TestFailedOrNot:
             {"split": "valid", "epoch": epoch, "updates": epoch, "score": 0.5, "train_loss": 1.0, **metrics}
             for epoch, metrics in enumerate((good, last), start=1)
         ]
-        return glue_results.summarize(BY_NAME[task], entries, labels, **options)["failed"]
+        return summarize(BY_NAME[task], entries, labels, **options)["failed"]
 
     def test_no_better_than_the_majority_class_at_the_end(self):
         assert self.is_failed("RTE", {"accuracy": 0.7}) and self.is_failed("RTE", {"accuracy": 0.6})
@@ -290,7 +292,7 @@ def test_an_undefined_score_is_never_the_best():
         {"split": "valid", "epoch": epoch, "updates": epoch, "score": score, "pearson": score, "train_loss": 1.0}
         for epoch, score in ((1, None), (2, -0.2), (3, None))
     ]
-    row = glue_results.summarize(BY_NAME["STS-B"], entries, {})
+    row = summarize(BY_NAME["STS-B"], entries, {})
     assert (row["best_epoch"], row["best_score"]) == (2, -0.2)
     assert math.isnan(row["last_score"])
 
@@ -299,8 +301,8 @@ def test_csv_is_read_as_it_was_written(tmp_path):
     row = {"model": "m", "task": "STS-B", "lr": 1e-4, "seed": 3, "failed": 1, "seconds": 1.5}
     row |= {"best_score": 0.1 + 0.2, "last_score": math.nan}
     others = [{**row, "seed": 10}, {**row, "lr": 3e-5, "seed": 11}, {**row, "task": "CoLA", "lr": 1.0}]
-    glue_results.write_csv(tmp_path / "results.csv", [others[0], row, *others[1:]])
-    runs = glue_results.read_csv(tmp_path / "results.csv")
+    write_csv(tmp_path / "results.csv", [others[0], row, *others[1:]])
+    runs = read_csv(tmp_path / "results.csv")
     order = [("CoLA", 1.0, 3), ("STS-B", 3e-5, 11), ("STS-B", 1e-4, 3), ("STS-B", 1e-4, 10)]
     assert [(run.task.name, run.lr, run.seed) for run in runs] == order
     run = runs[2]
@@ -334,7 +336,7 @@ class TestBadInput:
             (("--finetune-from-model", "x.pt"), "give --model before --"),
             (("--update-freq", "2"), "worked out from --epochs and --batch-size"),
             (("--max-tokens", "512"), "worked out from --epochs and --batch-size"),
-            (("--total-num-upd", "5"), "worked out from --epochs and --batch-size"),
+            (("--total-num-update", "5"), "worked out from --epochs and --batch-size"),
         ],
     )
     def test_options_after_the_dashes_that_would_break_the_schedule(self, sweep, tmp_path, capsys, options, instead):
@@ -365,7 +367,7 @@ class TestBadInput:
         (model / "dict.txt").write_text("".join(f"{line.split()[0]} 7\n" for line in lines))
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
         arguments = (glue_dir / "out", tmp_path / "out", "--model", model)
-        assert glue_sweep.plan(glue_sweep.parse_arguments([str(part) for part in arguments]))
+        assert plan(parse_arguments([str(part) for part in arguments]))
 
     def test_out_is_a_file(self, sweep, tmp_path, capsys):
         (tmp_path / "file").write_text("text")
@@ -404,7 +406,7 @@ class TestBadInput:
     def test_csv_of_something_else(self, tmp_path):
         (tmp_path / "a.csv").write_text("a,b\n1,2\n")
         with pytest.raises(UserError, match="a.csv: no column model"):
-            glue_results.read_csv(tmp_path / "a.csv")
-        (tmp_path / "a.csv").write_text(",".join(glue_results.COLUMNS) + "\nm,SQuAD,1,1,1,1,1,1,1,1\n")
+            read_csv(tmp_path / "a.csv")
+        (tmp_path / "a.csv").write_text(",".join(COLUMNS) + "\nm,SQuAD,1,1,1,1,1,1,1,1\n")
         with pytest.raises(UserError, match="a.csv, line 2: KeyError.'SQuAD'"):
-            glue_results.read_csv(tmp_path / "a.csv")
+            read_csv(tmp_path / "a.csv")

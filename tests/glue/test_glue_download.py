@@ -13,8 +13,8 @@ import pytest
 
 from conftest import sample_rows
 from rt_plugin.errors import UserError
-from rt_plugin.glue import download as glue_download
-from rt_plugin.glue import prepare as glue_data
+from rt_plugin.glue.download import Source, download, read_sources
+from rt_plugin.glue.prepare import main
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -84,8 +84,8 @@ def fetch(server, tmp_path):
 
     def run(sha256=None) -> str:
         lines = []
-        source = glue_download.Source(f"{server['url']}/QNLI.zip", sha256)
-        glue_download.download(["QNLI"], tmp_path / "glue", {"QNLI": source}, lines.append)
+        source = Source(f"{server['url']}/QNLI.zip", sha256)
+        download(["QNLI"], tmp_path / "glue", {"QNLI": source}, lines.append)
         return "\n".join(lines)
 
     return run
@@ -103,10 +103,10 @@ def test_prepare_downloads_what_is_missing(server, tokenizer_folder, tmp_path, c
     (tmp_path / "urls.json").write_text(json.dumps({"QNLI": {"url": f"{server['url']}/QNLI.zip"}}))
     arguments = [tmp_path / "glue", tmp_path / "out", "--model", tokenizer_folder, "--tasks", "QNLI"]
     command = [str(a) for a in (*arguments, "--download", "--urls", tmp_path / "urls.json")]
-    assert glue_data.main(command) == 0
+    assert main(command) == 0
     assert (tmp_path / "glue/QNLI/train.tsv").read_text(encoding="utf-8") == TRAIN
     assert (tmp_path / "out" / "QNLI" / "glue.json").is_file()
-    assert glue_data.main(command) == 0
+    assert main(command) == 0
     assert len(server["asked"]) == 1  # the second time, all is there
 
 
@@ -127,7 +127,7 @@ def test_damaged_archive_is_named_and_the_next_one_is_welcome(server, tokenizer_
     (tmp_path / "urls.json").write_text(json.dumps({"QNLI": {"url": f"{server['url']}/QNLI.zip"}}))
     arguments = [tmp_path / "glue", tmp_path / "out", "--model", tokenizer_folder, "--tasks", "QNLI"]
     command = [str(a) for a in (*arguments, "--download", "--urls", tmp_path / "urls.json")]
-    assert glue_data.main(command) == 1
+    assert main(command) == 1
     *_, last = capsys.readouterr().err.splitlines()
     assert (
         last.startswith(f"rt-plugin prepare-glue: error: {server['url']}/QNLI.zip: ")
@@ -135,7 +135,7 @@ def test_damaged_archive_is_named_and_the_next_one_is_welcome(server, tokenizer_
     )
     assert listing(tmp_path / "glue") == set()
     server["files"]["/QNLI.zip"] = QNLI
-    assert glue_data.main(command) == 0
+    assert main(command) == 0
     assert json.loads((tmp_path / "glue" / "checksums.json").read_text()) == {
         f"{server['url']}/QNLI.zip": hashlib.sha256(QNLI).hexdigest()
     }
@@ -190,8 +190,8 @@ def test_stopped_after_the_last_byte(fetch, tmp_path):
 
 def test_single_file(server, tmp_path):
     server["files"]["/AX.tsv"] = b"index\tsentence1\tsentence2\n"
-    sources = {"AX": glue_download.Source(f"{server['url']}/AX.tsv")}
-    glue_download.download(None, tmp_path, sources, lambda line: None)
+    sources = {"AX": Source(f"{server['url']}/AX.tsv")}
+    download(None, tmp_path, sources, lambda line: None)
     assert (tmp_path / "AX" / "diagnostic.tsv").read_bytes() == b"index\tsentence1\tsentence2\n"
 
 
@@ -211,15 +211,15 @@ class TestBadInput:
         assert listing(tmp_path / "glue") == set()
 
     def test_no_server(self, tmp_path):
-        sources = {"QNLI": glue_download.Source("http://127.0.0.1:1/QNLI.zip")}
+        sources = {"QNLI": Source("http://127.0.0.1:1/QNLI.zip")}
         with pytest.raises(UserError, match="cannot be downloaded"):
-            glue_download.download(["QNLI"], tmp_path, sources, print)
+            download(["QNLI"], tmp_path, sources, print)
 
     def test_task_without_an_address(self, tmp_path):
         with pytest.raises(UserError, match="MRPC: no address known"):
-            glue_download.download(["MRPC"], tmp_path, glue_download.read_sources(None), print)
+            download(["MRPC"], tmp_path, read_sources(None), print)
 
     def test_table_that_is_none(self, tmp_path):
         (tmp_path / "urls.json").write_text('{"QNLI": "http://here"}')
         with pytest.raises(UserError, match=r"urls.json: .* expected JSON"):
-            glue_download.read_sources(tmp_path / "urls.json")
+            read_sources(tmp_path / "urls.json")

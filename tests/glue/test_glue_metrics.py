@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from rt_plugin.glue import metrics as glue_metrics
+from rt_plugin.glue.metrics import CollectedOutputs, evaluate
 
 ROWS = 97
 
@@ -23,7 +23,7 @@ def random_outputs(classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
 def test_classification_equals_scikit_learn(seed):
     outputs, targets = random_outputs(2, seed)
     predictions = outputs.argmax(axis=1)
-    values = glue_metrics.evaluate(("accuracy", "f1", "f1_macro", "mcc"), outputs, targets)
+    values = evaluate(("accuracy", "f1", "f1_macro", "mcc"), outputs, targets)
     expected = {
         "accuracy": sklearn_metrics.accuracy_score(targets, predictions),
         "f1": sklearn_metrics.f1_score(targets, predictions),
@@ -35,7 +35,7 @@ def test_classification_equals_scikit_learn(seed):
 
 def test_three_classes():
     outputs, targets = random_outputs(3)
-    values = glue_metrics.evaluate(("f1_macro",), outputs, targets)
+    values = evaluate(("f1_macro",), outputs, targets)
     assert values["f1_macro"] == pytest.approx(
         sklearn_metrics.f1_score(targets, outputs.argmax(axis=1), average="macro"), abs=1e-12
     )
@@ -45,7 +45,7 @@ def test_three_classes():
 def test_regression_equals_scipy(seed):
     generator = np.random.default_rng(seed)
     outputs, targets = generator.normal(size=(ROWS, 1)), generator.integers(0, 26, size=ROWS) / 5  # with ties
-    values = glue_metrics.evaluate(("pearson", "spearman", "rmse"), outputs, targets)
+    values = evaluate(("pearson", "spearman", "rmse"), outputs, targets)
     expected = {
         "pearson": stats.pearsonr(outputs[:, 0], targets).statistic,
         "spearman": stats.spearmanr(outputs[:, 0], targets).statistic,
@@ -57,15 +57,15 @@ def test_regression_equals_scipy(seed):
 def test_constant_predictions(recwarn):
     targets = np.array([0, 1, 1, 0, 1])
     always_first = np.tile([1.0, 0.0], (5, 1))
-    assert glue_metrics.evaluate(("mcc", "f1"), always_first, targets) == {"mcc": 0.0, "f1": 0.0}
-    values = glue_metrics.evaluate(("pearson", "spearman"), np.full((5, 1), 0.3), targets / 5)
+    assert evaluate(("mcc", "f1"), always_first, targets) == {"mcc": 0.0, "f1": 0.0}
+    values = evaluate(("pearson", "spearman"), np.full((5, 1), 0.3), targets / 5)
     assert all(math.isnan(value) for value in values.values())
     assert not recwarn.list
 
 
 @pytest.mark.parametrize("outputs", [np.zeros((0, 2)), np.full((4, 2), math.nan)], ids=["no rows", "diverged"])
 def test_undefined(outputs):
-    values = glue_metrics.evaluate(("accuracy", "mcc"), outputs, np.zeros(len(outputs), dtype=int))
+    values = evaluate(("accuracy", "mcc"), outputs, np.zeros(len(outputs), dtype=int))
     assert all(math.isnan(value) for value in values.values())
 
 
@@ -73,18 +73,18 @@ def test_groups():
     # question 7: both right; question 3: one wrong; question 9: right
     right = np.array([[0.0, 1.0], [2.0, 1.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
     targets, groups = np.array([1, 0, 1, 0, 0]), np.array([7, 7, 3, 3, 9])
-    assert glue_metrics.evaluate(("exact_match",), right, targets, groups) == {"exact_match": 2 / 3}
+    assert evaluate(("exact_match",), right, targets, groups) == {"exact_match": 2 / 3}
 
 
 def test_choice_between_candidates():
     # both candidates of the first premise are called wrong, yet the second is the better one
     outputs = np.array([[3.0, 0.0], [1.0, 0.0], [0.0, 2.0], [0.0, 5.0]])
     targets, groups = np.array([0, 1, 1, 0]), np.array([1, 1, 2, 2])
-    assert glue_metrics.evaluate(("choice_accuracy",), outputs, targets, groups) == {"choice_accuracy": 0.5}
+    assert evaluate(("choice_accuracy",), outputs, targets, groups) == {"choice_accuracy": 0.5}
 
 
 def test_a_row_counts_once():
-    collected = glue_metrics.CollectedOutputs()
+    collected = CollectedOutputs()
     collected.add(torch.tensor([2, 0]), torch.tensor([[2.0], [0.0]]))
     collected.add(torch.tensor([0, 1]), torch.tensor([[0.0], [1.0]]))
     rows, outputs = collected.gather()
@@ -98,7 +98,7 @@ def _gather_in_process(rank: int, init_file: str, results) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
     outputs, _ = random_outputs(2)
     rows = np.arange(rank, ROWS, 2)
-    collected = glue_metrics.CollectedOutputs()
+    collected = CollectedOutputs()
     collected.add(torch.from_numpy(rows), torch.from_numpy(outputs[rows]))
     collected.add(torch.tensor([0]), torch.from_numpy(outputs[:1]))  # as a dummy batch does
     results.put((rank, *collected.gather()))
@@ -118,7 +118,7 @@ def test_two_processes_equal_one(tmp_path):
         assert process.exitcode == 0
     outputs, targets = random_outputs(2)
     names = ("accuracy", "f1", "mcc")
-    expected = glue_metrics.evaluate(names, outputs, targets)
+    expected = evaluate(names, outputs, targets)
     for _, rows, values in gathered:
         assert rows.tolist() == list(range(ROWS))
-        assert glue_metrics.evaluate(names, values, targets[rows]) == expected
+        assert evaluate(names, values, targets[rows]) == expected

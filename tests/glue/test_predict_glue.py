@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from conftest import prepare_glue, sample_rows, write_tsv
-from rt_plugin.glue import finetune as glue_sweep
-from rt_plugin.glue import predict as glue_predict
+from rt_plugin.glue import finetune
+from rt_plugin.glue.predict import main
+from rt_plugin.glue.predictor import Predictor
+from rt_plugin.glue.readers import read_examples
 from rt_plugin.model import RecurrentRobertaModel
 
 TEST_ROWS = 20
@@ -51,14 +53,14 @@ def models(glue_dir, tokenizer_folder, pretrained, tmp_path_factory):
     options = ("--lr", "1e-3", "--seeds", "1", "--epochs", "1", "--threads", "1", "--gpus")
     tasks = ("QNLI", "STS-B", "MNLI", "COPA", "MultiRC")
     assert (
-        glue_sweep.main([str(a) for a in (glue_dir / "out", out, "--model", pretrained, *options, "--tasks", *tasks)])
+        finetune.main([str(a) for a in (glue_dir / "out", out, "--model", pretrained, *options, "--tasks", *tasks)])
         == 0
     )
     return {task: out / task / "lr0.001-seed1" for task in tasks}
 
 
 def predict(*arguments):
-    return glue_predict.main([*map(str, arguments), "--cpu"])
+    return main([*map(str, arguments), "--cpu"])
 
 
 def read_tsv(path):
@@ -141,8 +143,8 @@ def test_submission_of_sentence_pairs(submission):
 def test_submission_of_choices_names_the_better_one(submission, models, glue_dir):
     rows = [json.loads(line) for line in submission["COPA.jsonl"]]
     assert [row["idx"] for row in rows] == [100, 101, 102, 103, 104]
-    predictor = glue_predict.Predictor(models["COPA"])
-    examples = list(glue_predict.read_examples(predictor.task, "test", glue_dir / "COPA" / "test.jsonl"))
+    predictor = Predictor(models["COPA"], "checkpoint_best.pt", batch_size=4)
+    examples = list(read_examples(predictor.task, "test", glue_dir / "COPA" / "test.jsonl"))
     outputs = torch.from_numpy(predictor.outputs(examples))
     margins = (outputs[:, 1] - outputs[:, 0]).view(-1, 2)
     assert [row["label"] for row in rows] == margins.argmax(dim=1).tolist()

@@ -12,7 +12,7 @@ from fairseq.data import Dictionary, data_utils
 
 from conftest import REPOSITORY
 from rt_plugin.errors import UserError
-from rt_plugin.glue import prepare as glue_data
+from rt_plugin.glue.prepare import main
 from rt_plugin.glue.readers import read_examples
 from rt_plugin.glue.specs import BY_NAME
 from rt_plugin.text.tokenizer import TextEncoder
@@ -197,7 +197,7 @@ RTE_FILES = {
 
 
 def prepare(glue_dir, out, model, *options):
-    return glue_data.main([str(glue_dir), str(out), "--model", str(model), *options])
+    return main([str(glue_dir), str(out), "--model", str(model), *options])
 
 
 def rows_of(folder: Path, split: str, dictionary: Dictionary) -> list[list[str]]:

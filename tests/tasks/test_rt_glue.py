@@ -16,8 +16,7 @@ from scipy import stats as scipy_stats
 
 from conftest import prepare_glue, run_command, run_two, sample_rows, user_error
 from rt_plugin.errors import UserError
-from rt_plugin.glue import prepare as glue_data
-from rt_plugin.glue.dataset import cut_lengths
+from rt_plugin.glue.prepared import IndexedWriter
 from rt_plugin.model import RecurrentRobertaModel
 from rt_plugin.model_folder.checkpoint import checkpoint_positions
 from rt_plugin.tasks.rt_glue import RtGlueConfig, RtGlueTask
@@ -292,23 +291,6 @@ def test_batches_of_similar_length_need_less_padding(qnli):
     assert len(batches[60][0] & batches[60][1]) < 5, "the same batches in both epochs"
 
 
-@pytest.mark.parametrize(
-    ("lengths", "room", "expected"),
-    [
-        ([3], 5, [3]),
-        ([9], 5, [5]),
-        ([2, 3], 5, [2, 3]),
-        ([2, 9], 6, [2, 4]),
-        ([9, 2], 6, [4, 2]),
-        ([9, 9], 7, [3, 4]),
-        ([4, 9], 7, [3, 4]),
-        ([0, 9], 4, [0, 4]),
-    ],
-)
-def test_longest_text_is_cut_first(lengths, room, expected):
-    assert cut_lengths(lengths, room) == expected
-
-
 def test_other_data_in_the_same_layout(qnli, sts_b, tmp_path):
     """As prepared for fairseq's sentence_prediction: no glue.json."""
     for name, source in (("classes", qnli), ("scores", sts_b)):
@@ -353,7 +335,7 @@ class TestBadInput:
             task_for(tmp_path / "data")
         (tmp_path / "data" / "glue.json").unlink()
         (tmp_path / "data" / "label" / "dict.txt").write_text("a 1\nb 1\n")
-        builder = glue_data.IndexedWriter(tmp_path / "data" / "label" / "valid", 8)
+        builder = IndexedWriter(tmp_path / "data" / "label" / "valid", 8)
         for _ in range(DEV_ROWS):
             builder.add(torch.tensor([3, 2]))  # <unk> </s>
         builder.close()

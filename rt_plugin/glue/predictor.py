@@ -1,0 +1,114 @@
+"""A fine-tuned model at work: examples -> outputs -> predictions and their metrics."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from fairseq.data import ListDataset
+
+from rt_plugin import hub
+from rt_plugin.console import commands
+from rt_plugin.errors import UserError
+from rt_plugin.glue.dataset import GlueDataset
+from rt_plugin.glue.metrics import evaluate
+from rt_plugin.glue.readers import Example
+from rt_plugin.glue.specs import GlueTask
+from rt_plugin.model_folder.files import DICTIONARY_FILE
+from rt_plugin.text.encode import IdEncoder
+
+_SECONDS_BETWEEN_PROGRESS = 5.0
+
+
+class Predictor:
+    """A fine-tuned model folder, ready to predict.
+
+    Args:
+        folder: the --save-dir of a fine-tuning with the task `rt_glue`.
+        checkpoint: the name of a checkpoint in it.
+        batch_size: rows at a time; it changes the speed, not the predictions.
+        cpu: leave a GPU alone; default: the first one, where there is one.
+
+    Raises:
+        UserError: a file is missing, or the model is not fine-tuned.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        checkpoint: str,
+        batch_size: int,
+        cpu: bool = False,
+    ):
+        loaded = hub.from_pretrained(str(folder), checkpoint)
+        if not hasattr(loaded.task, "glue_task"):
+            raise UserError(
+                f"{folder}: {checkpoint} is not fine-tuned; give the --save-dir of a fine-tuning with rt_glue"
+            )
+        self.task: GlueTask = loaded.task.glue_task
+        self._loaded = loaded.cuda() if torch.cuda.is_available() and not cpu else loaded
+        self._encoder = IdEncoder(loaded.text, loaded.task.source_dictionary, folder / DICTIONARY_FILE)
+        self._batch_size = batch_size
+
+    def outputs(self, examples: Sequence[Example], report: Callable[[str], None] = commands.report) -> np.ndarray:
+        """(N, C) logits in the order of the examples; (N, 1) scores on the task's own scale for regression.
+
+        Args:
+            report: takes lines of progress.
+        """
+        dataset = self._dataset(examples)
+        order = dataset.ordered_indices()  # of similar length together: less padding
+        outputs = np.zeros((len(examples), self.task.num_classes))
+        last = time.monotonic()
+        for start in range(0, len(order), self._batch_size):
+            rows = order[start : start + self._batch_size]
+            outputs[rows] = self._forward(dataset.collater([dataset[row] for row in rows]))
+            if time.monotonic() - last > _SECONDS_BETWEEN_PROGRESS:
+                last = time.monotonic()
+                report(f"  {start + len(rows):,} of {len(order):,} rows")
+        return self._loaded.task.to_score(outputs) if self.task.is_regression else outputs
+
+    def _dataset(self, examples: Sequence[Example]) -> GlueDataset:
+        texts = list(zip(*(example.texts for example in examples), strict=True))
+        inputs = []
+        for column in texts:
+            tokens = [self._encoder.encode(text) for text in column]
+            inputs.append(ListDataset(tokens, np.array([len(ids) for ids in tokens])))
+        return GlueDataset(inputs, self._encoder.dictionary, self._loaded.task.max_positions())
+
+    def _forward(self, batch: dict) -> np.ndarray:
+        inputs = {name: value.to(self._loaded.device) for name, value in batch["net_input"].items()}
+        head = self._loaded.task.cfg.classification_head_name
+        with torch.no_grad():
+            logits, _ = self._loaded.model(**inputs, features_only=True, classification_head_name=head)
+        return logits.float().cpu().numpy()
+
+
+def predictions(task: GlueTask, outputs: np.ndarray, examples: Sequence[Example]) -> list[str]:
+    """Label names, or scores within the task's range; of the candidates of one COPA premise exactly one is "1"."""
+    if task.is_regression:
+        return [f"{score:.3f}" for score in np.clip(outputs[:, 0], *task.score_range)]
+    classes = outputs.argmax(axis=1)
+    if "choice_accuracy" in task.metrics:
+        margins = outputs[:, 1] - outputs[:, 0]
+        groups = np.array([example.group for example in examples])
+        classes = np.zeros(len(examples), dtype=int)
+        for group in np.unique(groups):
+            rows = np.flatnonzero(groups == group)
+            classes[rows[margins[rows].argmax()]] = 1
+    return [task.labels[c] for c in classes]
+
+
+def probabilities(outputs: np.ndarray) -> np.ndarray:
+    """(N,) the probability of the most probable class."""
+    return torch.from_numpy(outputs).softmax(dim=1).amax(dim=1).numpy()
+
+
+def metrics_of(task: GlueTask, outputs: np.ndarray, examples: Sequence[Example]) -> dict[str, float]:
+    """The task's metrics, by name; none where a row has no label."""
+    if any(example.label is None for example in examples):
+        return {}
+    labels = np.array([example.label for example in examples])
+    groups = np.array([example.group for example in examples]) if task.group else None
+    return evaluate(task.metrics, outputs, labels, groups)
