@@ -1,16 +1,18 @@
 """Recurrent RoBERTa for fairseq: `--user-dir rt_plugin`, or `import rt_plugin` before loading a checkpoint.
 
-The composition root. Where fairseq is installed, importing this package repairs what fairseq needs on today's Python
-and torch (`repairs`) and registers the models, tasks and criterions. Without fairseq it does nothing, and
-`rt_plugin.reference`, `rt_plugin.ops` and `rt_plugin.modules` work with torch alone.
+The composition root. As soon as fairseq is imported, before this package or after it, what fairseq needs on today's
+Python and torch is repaired (`repairs`), and the models, tasks and criterions are registered. Until then importing this
+package changes nothing, and `rt_plugin.reference`, `rt_plugin.ops` and `rt_plugin.modules` work with torch alone.
 """
 
 import contextlib
+import importlib
 import importlib.util
 import logging
 import sys
 from pathlib import Path
 
+from ._after_import import AfterImport
 from ._version import __version__
 from .errors import UserError, show_user_errors_in_one_line
 
@@ -46,14 +48,14 @@ def _root_logger_kept():
 @_root_logger_kept()
 def _register_with_fairseq() -> None:
     show_user_errors_in_one_line()
-    from .repairs import all as repairs
+    from rt_plugin.repairs import all as repairs
 
     repairs.apply_all()
-    from . import criterions, model, tasks  # noqa: F401  (importing them registers their names)
+    for part in ("model", "tasks", "criterions"):
+        importlib.import_module(f"{__name__}.{part}")  # which registers its names
 
 
 if not (Path(__file__).parent / "tasks").is_dir():
     # first, so that another checkout's editable install does not mix its own with this one's
     sys.meta_path.insert(0, _CheckoutFinder)
-if importlib.util.find_spec("fairseq") is not None:
-    _register_with_fairseq()
+AfterImport("fairseq", __name__, _register_with_fairseq, around=_root_logger_kept).start()

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fairseq import checkpoint_utils, utils
+from fairseq import checkpoint_utils, distributed, utils
 from fairseq.data import data_utils
 from fairseq.data.iterators import EpochBatchIterator
 from fairseq.distributed import utils as distributed_utils
@@ -240,10 +240,7 @@ def refuse_useless_launch(cfg) -> None:
 @_repair
 def fully_sharded_without_means(patches: Patches) -> None:
     """`--ddp-backend fully_sharded` needs fairscale, and GPUs: without them it ends in a traceback, sooner or later."""
-    train = sys.modules.get("fairseq_cli.train")  # all commands that train have imported it
-    if train is None:
-        return
-    fsdp_enable_wrap = train.fsdp_enable_wrap
+    fsdp_enable_wrap = distributed.fsdp_enable_wrap
 
     @functools.wraps(fsdp_enable_wrap)
     def enable_wrap_where_possible(cfg):
@@ -256,7 +253,14 @@ def fully_sharded_without_means(patches: Patches) -> None:
             )
         return fsdp_enable_wrap(cfg)
 
-    patches.set(train, "fsdp_enable_wrap", enable_wrap_where_possible)
+    def put(function):
+        distributed.fsdp_enable_wrap = function
+        for name in ("fairseq_cli.train", "__main__"):  # training takes it by name when it is imported, before or after
+            if hasattr(sys.modules.get(name), "fsdp_enable_wrap"):
+                sys.modules[name].fsdp_enable_wrap = function
+
+    put(enable_wrap_where_possible)
+    patches.on_undo(functools.partial(put, fsdp_enable_wrap))
 
 
 @_repair

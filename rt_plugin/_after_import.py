@@ -1,0 +1,94 @@
+"""Does something as soon as another package has been imported, without importing it."""
+
+import contextlib
+import importlib
+import sys
+import threading
+from collections.abc import Callable
+
+
+class AfterImport:
+    """A finder for `sys.meta_path` that finds nothing itself: it watches the imports of two packages.
+
+    `action` is called once, when `host` has been imported whole. Where that happens while modules of `package` are
+    being imported, because one of them imports the host, it is called when the outermost of them is whole, too: the
+    action may import any module of the package. An exception of the host's import goes through, and the next import is
+    watched again.
+
+    Args:
+        host: the package that is waited for; at most a name in `sys.modules` is looked at, nothing is imported.
+        package: the package that this is for.
+        action: what to do.
+        around: a context for the import of the host.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        package: str,
+        action: Callable[[], None],
+        around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ):
+        self._host, self._package = host, package
+        self._action, self._around = action, around
+        self._imported = False  # the host, whole
+        self._done = False
+        self._here = threading.local()  # .depth: how many modules of the package are being imported by this thread
+
+    def start(self) -> None:
+        """Watch from now on; where the host is imported already, act at once."""
+        sys.meta_path.insert(0, self)
+        if sys.modules.get(self._host) is not None:  # None: imports of it are forbidden
+            importlib.import_module(self._host)  # waits where another thread is in the middle of it
+            self._imported = True
+            self._act()
+
+    def find_spec(self, fullname, path=None, target=None):
+        if self._done or not (fullname == self._host or fullname.startswith(f"{self._package}.")):
+            return None
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None:  # a folder without __init__.py has none
+                    spec.loader = _WatchedLoader(spec.loader, self._import_host if path is None else self._import_own)
+                return spec
+        return None
+
+    def _import_host(self, execute: Callable[[], None]) -> None:
+        with self._around():
+            execute()
+        self._imported = True
+        if not getattr(self._here, "depth", 0):
+            self._act()
+
+    def _import_own(self, execute: Callable[[], None]) -> None:
+        self._here.depth = getattr(self._here, "depth", 0) + 1
+        try:
+            execute()
+        finally:
+            self._here.depth -= 1
+        if self._imported and not self._here.depth:
+            self._act()
+
+    def _act(self) -> None:
+        if not self._done:
+            self._done = True  # the action itself imports
+            try:
+                self._action()
+            except BaseException:
+                self._imported = self._done = False  # what does not need the host can still be imported
+                raise
+
+
+class _WatchedLoader:
+    """Executes one module through `around`, and is the module's own loader in everything else."""
+
+    def __init__(self, loader, around: Callable[[Callable[[], None]], None]):
+        self._loader, self._around = loader, around
+
+    def __getattr__(self, name):
+        return getattr(self._loader, name)
+
+    def exec_module(self, module) -> None:
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._around(lambda: self._loader.exec_module(module))
