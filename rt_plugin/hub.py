@@ -1,4 +1,4 @@
-"""Loading a model folder for inference: `RecurrentRobertaModel.from_pretrained` and what it returns. No network."""
+"""Loading a model folder for inference, and what the loaded model can do: fill in, classify, predict. No network."""
 
 from pathlib import Path
 
