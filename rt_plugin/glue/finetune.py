@@ -20,15 +20,12 @@ from which the learning rate's schedule is worked out (--update-freq, --max-toke
 """
 
 import argparse
-import contextlib
-import fcntl
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rt_plugin.console import commands
-from rt_plugin.errors import UserError
+from rt_plugin.console.locks import only_user_of
 from rt_plugin.glue.results import CSV_FILE
 from rt_plugin.model_folder.files import BEST_CHECKPOINT
 
@@ -40,11 +37,7 @@ KEEP = ("best", "all", "none")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    own = list(sys.argv[1:] if argv is None else argv)
-    fairseq_options = []
-    if "--" in own:
-        fairseq_options = own[own.index("--") + 1 :]
-        own = own[: own.index("--")]
+    own, fairseq_options = commands.split_at_dashes(argv)
     parser = commands.parser(
         "finetune-glue",
         __doc__,
@@ -102,27 +95,12 @@ def sweep(args: argparse.Namespace) -> None:
 
     runs = plan(args)
     slots = [args.gpus[i % len(args.gpus)] if args.gpus else None for i in range(args.jobs)]
-    with _alone_in(args.out):
+    with only_user_of(args.out, "another sweep is at work there; wait for it, or choose another OUT"):
         description = describe_sweep(args, runs)
         record_sweep(args.out, description, runs)
         model = {"model": description["name"], "checkpoint": description["checkpoint sha256"]}
         Sweep(model, args.out, runs, slots, args.threads, args.keep, args.keep_going).run()
     print(args.out / CSV_FILE)
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); give a folder as OUT") from None
-    with file as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another sweep is at work there; wait for it, or choose another OUT") from None
-        yield
 
 
 def main(argv: Sequence[str] | None = None) -> int:

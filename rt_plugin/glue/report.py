@@ -5,7 +5,7 @@ constant) counts as 0. A model's best learning rate for a task is the one with t
 chosen on the same dev set, so numbers at it are optimistic, and more so for the model whose runs scatter more.
 
 Differences are of means over seeds, over all learning rates that both models have, and at each model's best one, with
-the 95 % intervals of Welch's t test; docs/glue.md says how often they are right. They tell of the luck of a training,
+the 95 % intervals of Welch's t test; docs/glue.md says how often they are right. They tell of the luck of the runs,
 not of the choice of the dev set's rows. With one seed, or where no two runs differ, there is no interval. MNLI-mm,
 MNLI's second dev set, is shown at MNLI's best learning rate, and is no part of the average.
 """
@@ -71,7 +71,7 @@ def _markdown(results: Results, rows: Sequence[dict], between: Sequence[Differen
             "Mean over seeds of the first model minus the second, with the 95 % interval of Welch's t test. The best "
             "learning rate is chosen on the same dev set, which favours the model whose runs scatter more, or that has "
             "more learning rates: the comparison over all learning rates is free of that. "
-            "The intervals tell of the luck of a training, not of the choice of the dev set's rows.",
+            "The intervals tell of the luck of the runs, not of the choice of the dev set's rows.",
             markdown_table(
                 ["models", "task", "runs", "difference", "interval", "seeds"], map(_difference_cells, between)
             ),

@@ -40,9 +40,9 @@ _TASK_ORDER = {task.name: i for i, task in enumerate(TASKS)}
 
 
 def read_dev_metrics(folder: Path) -> list[dict]:
-    """The dev metrics that a training left in its --save-dir, in the order of its updates.
+    """The dev metrics that a run left in its --save-dir, in the order of its updates.
 
-    An evaluation that was repeated after an interruption counts once; half a line of a killed training is passed over.
+    An evaluation that was repeated after an interruption counts once; half a line of a killed run is passed over.
     """
     path = folder / METRICS_FILE
     entries = {}
@@ -67,7 +67,7 @@ def summarize(task: GlueTask, entries: Sequence[dict], labels: dict[str, int], d
         task: of the run.
         entries: see `read_dev_metrics`.
         labels: label name -> rows of the dev set; empty for regression.
-        diverged: the training ended early in a loss that is not finite; it then has no last metrics.
+        diverged: the run ended early in a loss that is not finite; it then has no last metrics.
 
     Returns:
         column -> value; an undefined metric is nan.

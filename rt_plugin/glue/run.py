@@ -1,22 +1,20 @@
 """One fine-tuning of a sweep: fairseq's own training command, in a process of its own.
 
-A sweep forks these processes from a server that has imported all of this and has started no threads: a training then
-starts at once, and has fairseq's state (which it keeps in function attributes) for itself.
+A sweep forks these processes from a server that has imported all of this and has started no threads: a run then starts
+at once, and has fairseq's state (which it keeps in function attributes) for itself.
 """
 
-import fcntl
 import logging
-import multiprocessing
 import os
 import shlex
 import sys
-import threading
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
 from fairseq_cli.train import cli_main
 
+from rt_plugin.console.locks import in_turn
+from rt_plugin.console.processes import end_with_parent
 from rt_plugin.errors import DivergenceError, UserError
 
 LOG_FILE = "train.log"
@@ -32,12 +30,10 @@ def train(command: list[str], folder: Path, threads: int, gpu: str | None) -> No
         threads: of the CPU.
         gpu: the one that CUDA shall see; None for the CPU.
     """
-    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+    end_with_parent()  # a sweep that is killed cannot stop its runs
     folder.mkdir(parents=True, exist_ok=True)
     _redirect_output(folder / LOG_FILE)
-    with (folder / ".lock").open("w") as lock:
-        # a training of a sweep that was killed just now may still be at it
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with in_turn(folder / ".lock"):  # the same run of a sweep that was killed just now may still be at it
         if gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu
         torch.set_num_threads(threads)
@@ -48,12 +44,6 @@ def train(command: list[str], folder: Path, threads: int, gpu: str | None) -> No
         except UserError as error:
             print(f"rt_plugin: error: {error}", file=sys.stderr, flush=True)
             sys.exit(DIVERGED if isinstance(error, DivergenceError) else 1)
-
-
-def _end_with_the_sweep() -> None:
-    """A sweep that is killed cannot stop its trainings; they end by themselves."""
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
 
 
 def _redirect_output(log: Path) -> None:

@@ -7,7 +7,7 @@ over its seeds. MNLI-mm, MNLI's second dev set, is shown at MNLI's best learning
 Differences are of means over seeds: for a task with the interval of Welch's t test (Welch 1947, Biometrika 34), for the
 average over tasks with the same formula over all of its means (Satterthwaite 1946, Biometrics Bulletin 2). Seeds are
 taken for independent, between models and between tasks. With one seed, or where no two runs differ, there is no
-interval. The intervals tell of the luck of a training, not of the choice of the dev set's rows.
+interval. The intervals tell of the luck of the runs, not of the choice of the dev set's rows.
 """
 
 import itertools

@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import NamedTuple
 
 from rt_plugin.console import commands
-from rt_plugin.console.files import replacing
+from rt_plugin.console.files import last_line, replacing
+from rt_plugin.console.progress import Progress
 from rt_plugin.errors import UserError
 from rt_plugin.glue.plan import PlannedRun
 from rt_plugin.glue.record import COMMAND_FILE
@@ -20,9 +22,19 @@ from rt_plugin.glue.results import CSV_FILE, RESULT_FILE, read_dev_metrics, summ
 from rt_plugin.glue.run import DIVERGED, LOG_FILE, train
 from rt_plugin.model_folder.files import BEST_CHECKPOINT
 
-_SECONDS_BETWEEN_PROGRESS = 60.0
-# besides fairseq and torch, what a training would import later: torch._dynamo for the optimiser, two for the text
+_SECONDS_BETWEEN_LINES = 60.0  # of progress in a log
+_SECONDS_BETWEEN_LOOKS = 5.0  # at what the runs have done
+# besides fairseq and torch, what a run would import later: torch._dynamo for the optimiser, two for the text
 _IMPORTED_BEFORE_FORKING = [train.__module__, "torch._dynamo", "sacremoses", "sentencepiece"]
+
+
+class _Process(NamedTuple):
+    """A run under way: its process, the GPU that it sees, and when it began."""
+
+    run: PlannedRun
+    process: multiprocessing.Process
+    gpu: str | None
+    began: float
 
 
 class Sweep:
@@ -58,11 +70,11 @@ class Sweep:
         self.keep_going = keep_going
         self.report = report
         self._free = list(slots)
-        self._running: dict[int, tuple[PlannedRun, multiprocessing.Process, str | None, float]] = {}
+        self._running: dict[int, _Process] = {}
         self._waiting = [run for run in runs if not (run.folder / RESULT_FILE).is_file()]
         self._broken: list[PlannedRun] = []
         self._work = self._work_left()
-        self._began = time.monotonic()
+        self._progress = Progress("sweep", self._work, "rows", report, _SECONDS_BETWEEN_LINES)
         self._context = fork_server()
 
     def run(self) -> None:
@@ -74,14 +86,15 @@ class Sweep:
         self.report(f"{len(self.runs)} runs, {len(self.runs) - len(self._waiting)} of them finished before")
         self._write_csv()
         try:
-            while self._running or self._may_begin():
-                while self._free and self._may_begin():
-                    self._begin(self._waiting.pop(0))
-                self._wait()
+            with self._progress:
+                while self._running or self._may_begin():
+                    while self._free and self._may_begin():
+                        self._begin(self._waiting.pop(0))
+                    self._wait()
         finally:
-            for _, process, _, _ in self._running.values():
-                process.terminate()
-                process.join()
+            for started in self._running.values():
+                started.process.terminate()
+                started.process.join()
         if self._broken:
             logs = ", ".join(str(run.folder / LOG_FILE) for run in self._broken)
             raise UserError(f"{len(self._broken)} runs broke off, {len(self._waiting)} were not begun; see {logs}")
@@ -95,35 +108,42 @@ class Sweep:
         gpu = self._free.pop(0)
         process = self._context.Process(target=train, args=(run.command, run.folder, self.threads, gpu))
         process.start()
-        self._running[process.sentinel] = (run, process, gpu, time.monotonic())
+        self._running[process.sentinel] = _Process(run, process, gpu, time.monotonic())
 
     def _wait(self) -> None:
-        ended = wait(list(self._running), timeout=_SECONDS_BETWEEN_PROGRESS)
-        for sentinel in ended:
+        for sentinel in wait(list(self._running), timeout=_SECONDS_BETWEEN_LOOKS):
             run, process, gpu, began = self._running.pop(sentinel)
             process.join()
             self._free.append(gpu)
             self._end(run, process.exitcode, time.monotonic() - began)
-        if not ended:
-            under_way = (f"{run.name}: epoch {run.epochs_done()}/{run.epochs}" for run, *_ in self._running.values())
-            self.report(f"  {'; '.join(under_way)}{self._time_left()}")
+        runs = [started.run for started in self._running.values()]
+        under_way = "; ".join(f"{run.name}: epoch {run.epochs_done()}/{run.epochs}" for run in runs)
+        self._progress.reach(self._work - self._work_left(), under_way)
 
     def _end(self, run: PlannedRun, status: int, seconds: float) -> None:
         if status not in (0, DIVERGED):
             self._broken.append(run)
-            self.report(f"{run.name} broke off with status {status}: {_last_line(run.folder / LOG_FILE)}")
+            self.report(
+                f"{run.name} broke off with status {status}: {last_line(run.folder / LOG_FILE, 'it said nothing')}"
+            )
             return
         row = self._row(run, seconds, diverged=status == DIVERGED)
         with replacing(run.folder / RESULT_FILE) as file:
             file.write(json.dumps(row, indent=2).encode())
         self._write_csv()
         self._remove_checkpoints(run.folder)
+        self._progress.reach(self._work - self._work_left())
+        self.report(self._line(run, row, seconds))
+
+    def _line(self, run: PlannedRun, row: dict, seconds: float) -> str:
         finished = len(self.runs) - len(self._waiting) - len(self._running) - len(self._broken)
-        failed = ", failed" if row["failed"] else ""
-        self.report(
-            f"[{finished}/{len(self.runs)}] {run.name}: score {row['best_score']:.4f} "
-            f"in epoch {row['best_epoch']} of {row['epochs']}{failed}, {seconds:.0f} s{self._time_left()}"
-        )
+        words = [
+            f"{run.name}: score {row['best_score']:.4f} in epoch {row['best_epoch']} of {row['epochs']}",
+            "failed" if row["failed"] else "",
+            f"{seconds:.0f} s",
+            self._progress.time_left(),
+        ]
+        return f"[{finished}/{len(self.runs)}] {', '.join(filter(None, words))}"
 
     def _row(self, run: PlannedRun, seconds: float, diverged: bool) -> dict:
         row = {"task": run.task.name, "lr": run.lr, "seed": run.seed}
@@ -145,29 +165,19 @@ class Sweep:
             if self.keep == "none" or path.name != BEST_CHECKPOINT:
                 path.unlink()
 
-    def _time_left(self) -> str:
-        left = self._work_left()
-        done = self._work - left
-        if done <= 0 or left <= 0:
-            return ""
-        return f", about {(time.monotonic() - self._began) * left / done / 60:.1f} minutes left"
-
     def _work_left(self) -> int:
-        return sum(run.work_left() for run in (*self._waiting, *(run for run, *_ in self._running.values())))
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        """In rows: a run sees those of its train set once an epoch."""
+        running = (started.run for started in self._running.values())
+        return sum(run.work_left() for run in (*self._waiting, *running))
 
 
 def fork_server() -> multiprocessing.context.BaseContext:
-    """Start the process that the runs are forked from; it imports all that a training needs, and starts no threads."""
+    """Start the process that the runs are forked from; it imports all that a run needs, and starts no threads."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED_BEFORE_FORKING)
     before = dict(os.environ)
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # else importing numpy starts threads
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin slow down the trainings beside them
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin slow down the runs beside them
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # before Python 3.12 the server has its own path
     try:
         multiprocessing.forkserver.ensure_running()

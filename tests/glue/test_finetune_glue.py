@@ -57,7 +57,7 @@ def finished(glue_dir, pretrained, tmp_path_factory):
         CUDA_VISIBLE_DEVICES="",
     )
     assert result.stdout == f"{out}/results.csv\n"
-    assert "[4/4] " in result.stderr and "minutes left" in result.stderr
+    assert "[4/4] " in result.stderr and ", about " in result.stderr and " left" in result.stderr
     return out
 
 
@@ -316,7 +316,7 @@ def test_structure_of_the_checkpoint_becomes_options(pretrained, tmp_path):
     assert model_options(pretrained / "checkpoint_best.pt") == ["--arch", "recurrent_roberta_tiny"]
     model = argparse.Namespace(**vars(state["cfg"]["model"]))
     model.recurrence_direction, model.encoder_normalize_before, model.dropout = "alternate", True, 0.3
-    torch.save({"cfg": {"model": model}}, tmp_path / "other.pt")
+    torch.save({"cfg": {"model": model}, "model": {}}, tmp_path / "other.pt")
     assert model_options(tmp_path / "other.pt") == [
         *("--arch", "recurrent_roberta_tiny", "--encoder-normalize-before", "--recurrence-direction", "alternate")
     ]
@@ -372,7 +372,7 @@ class TestBadInput:
     def test_out_is_a_file(self, sweep, tmp_path, capsys):
         (tmp_path / "file").write_text("text")
         assert sweep(tmp_path / "file", "--tasks", "QNLI") == 1
-        assert "file: cannot be written (File exists); give a folder as OUT" in error_of(capsys)
+        assert "file: cannot be written (File exists); give another folder" in error_of(capsys)
         assert sweep(tmp_path / "file" / "in", "--tasks", "QNLI") == 1
         assert "in: cannot be written (Not a directory)" in error_of(capsys)
 
