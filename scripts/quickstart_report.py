@@ -9,6 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # an uninstalled checkout works, too
 
+from rt_plugin.console import figures
 from rt_plugin.pretrain.log import read_log
 
 COLUMNS = {  # key of a row -> heading and format
@@ -113,27 +114,19 @@ def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
 
 def plot_curves(path: Path, trainings: dict[str, tuple[dict, dict]], unigram_bits: float, majority: float) -> None:
     """Pretraining loss and dev accuracy over the updates, one colour a model, with what is reached without a model."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (loss_axes, accuracy_axes) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for i, (model, (pretraining, finetuning)) in enumerate(trainings.items()):
-        _plot(loss_axes, pretraining["train"], "loss", f"{model}, training", color=f"C{i}", alpha=0.5)
-        _plot(loss_axes, pretraining["valid"], "loss", f"{model}, validation", color=f"C{i}", marker="o", ls="--")
-        _plot(accuracy_axes, finetuning["valid"], "accuracy", model, color=f"C{i}", marker="o")
-    loss_axes.axhline(unigram_bits, color="grey", ls=":", label="unigram model")
-    accuracy_axes.axhline(majority, color="grey", ls=":", label="majority class")
-    loss_axes.set(title="Pretraining", xlabel="updates", ylabel="loss, bits per masked token")
-    accuracy_axes.set(title="Fine-tuning on QNLI", xlabel="updates", ylabel="dev accuracy")
-    for axes in (loss_axes, accuracy_axes):
-        axes.legend()
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    colours = figures.colours(list(trainings))
+    with figures.panels(path, 2, "Quickstart (thin: in training, dots: validation)", height=2.8) as panels:
+        loss_axes, accuracy_axes = panels
+        for model, (pretraining, finetuning) in trainings.items():
+            _plot(loss_axes, pretraining["train"], "loss", color=colours[model], lw=0.8, alpha=0.6)
+            _plot(loss_axes, pretraining["valid"], "loss", color=colours[model], marker="o", label=model)
+            _plot(accuracy_axes, finetuning["valid"], "accuracy", color=colours[model], marker="o", label=model)
+        loss_axes.axhline(unigram_bits, color="grey", ls=":", label="unigram model")
+        accuracy_axes.axhline(majority, color="grey", ls="--", label="majority class")
+        loss_axes.set(title="Pretraining", xlabel="updates", ylabel="loss, bits per masked token")
+        accuracy_axes.set(title="Fine-tuning on QNLI", xlabel="updates", ylabel="dev accuracy")
 
 
-def _plot(axes, records: dict[int, dict], key: str, label: str, **style) -> None:
+def _plot(axes, records: dict[int, dict], key: str, **style) -> None:
     updates = sorted(records)
-    axes.plot(updates, [records[update][key] for update in updates], label=label, **style)
+    axes.plot(updates, [records[update][key] for update in updates], **style)

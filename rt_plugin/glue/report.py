@@ -18,13 +18,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-import numpy as np
-
 from rt_plugin.console import commands
 from rt_plugin.console.tables import markdown_table
 from rt_plugin.errors import UserError
+from rt_plugin.glue.plots import plot_boxes, plot_learning_rates
 from rt_plugin.glue.results import WHEN, read_csv
-from rt_plugin.glue.specs import TASKS
 from rt_plugin.glue.statistics import Difference, Results, averaged, collect, common_tasks, differences, table
 
 _HEADINGS = ("model", "task", "best lr", "median", "mean", "std", "best", "failed")
@@ -45,8 +43,8 @@ def write_report(results: Results, out: Path) -> str:
     _write_csv(out / "differences.csv", [field.name for field in fields(Difference)], map(asdict, between))
     text = _markdown(results, rows, between)
     (out / "report.md").write_text(text, encoding="utf-8")
-    _plot(results, out / "learning_rates.png", _plot_spread)
-    _plot(results, out / "boxes.png", _plot_boxes)
+    plot_learning_rates(results, out / "learning_rates.png")
+    plot_boxes(results, out / "boxes.png")
     return text
 
 
@@ -76,7 +74,7 @@ def _markdown(results: Results, rows: Sequence[dict], between: Sequence[Differen
                 ["models", "task", "runs", "difference", "interval", "seeds"], map(_difference_cells, between)
             ),
         ]
-    parts.append("![Score against learning rate](learning_rates.png)\n\n![Scores by learning rate](boxes.png)")
+    parts.append("![Score against learning rate](learning_rates.png)\n\n![Scores of all runs](boxes.png)")
     return "\n\n".join(parts) + "\n"
 
 
@@ -96,79 +94,6 @@ def _cells(row: dict) -> list[str]:
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.1f}"
-
-
-def _plot(results: Results, path: Path, draw) -> None:
-    """One panel a task, drawn by `draw(axes, task, results)`."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise UserError(f"matplotlib is not installed, so {path} is missing; run: pip install matplotlib") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = [task.name for task in TASKS if any(task.name in tasks for tasks in results.values())]
-    columns = min(3, len(names))
-    figure, panels = pyplot.subplots(
-        -(-len(names) // columns),
-        columns,
-        squeeze=False,
-        layout="constrained",
-        figsize=(4.5 * columns, 3.4 * -(-len(names) // columns)),
-    )
-    for axes in panels.flat[len(names) :]:
-        axes.remove()
-    for axes, name in zip(panels.flat, names, strict=False):
-        draw(axes, name, results)
-        axes.set(title=name, xlabel="learning rate", ylabel="dev score")
-        axes.grid(alpha=0.3)
-    handles = {label: h for axes in figure.axes for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-def _learning_rates(results: Results, task: str) -> list[float]:
-    return sorted({lr for tasks in results.values() if task in tasks for lr in tasks[task].scores})
-
-
-def _plot_spread(axes, name: str, results: Results) -> None:
-    """Every run as a point, the median over seeds as a line, from the worst to the best seed as a band."""
-    for i, (model, tasks) in enumerate(results.items()):
-        if name not in tasks:
-            continue
-        lrs = sorted(tasks[name].scores)
-        scores = [list(tasks[name].scores[lr].values()) for lr in lrs]
-        axes.plot(lrs, [np.median(s) for s in scores], color=f"C{i}", label=model)
-        axes.fill_between(lrs, [min(s) for s in scores], [max(s) for s in scores], color=f"C{i}", alpha=0.15, lw=0)
-        for lr, values in zip(lrs, scores, strict=True):
-            axes.plot([lr] * len(values), values, ".", color=f"C{i}", alpha=0.6)
-    rates = _learning_rates(results, name)
-    axes.set_xscale("log")
-    axes.set_xticks(rates, [f"{lr:g}" for lr in rates])
-    axes.minorticks_off()
-
-
-def _plot_boxes(axes, name: str, results: Results) -> None:
-    """Models side by side at every learning rate; a box from the first to the third quartile over seeds."""
-    lrs = _learning_rates(results, name)
-    width = 0.8 / len(results)
-    for i, (model, tasks) in enumerate(results.items()):
-        if name not in tasks:
-            continue
-        scores = tasks[name].scores
-        places = [j for j, lr in enumerate(lrs) if lr in scores]
-        axes.boxplot(
-            [list(scores[lrs[j]].values()) for j in places],
-            positions=[j + (i - (len(results) - 1) / 2) * width for j in places],
-            widths=0.8 * width,
-            manage_ticks=False,
-            patch_artist=True,
-            boxprops={"facecolor": f"C{i}", "alpha": 0.5},
-            medianprops={"color": "black"},
-        )
-        axes.plot([], [], color=f"C{i}", lw=6, alpha=0.5, label=model)
-    axes.set_xticks(range(len(lrs)), [f"{lr:g}" for lr in lrs])
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
