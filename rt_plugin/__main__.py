@@ -1,43 +1,52 @@
-"""`python -m rt_plugin`: which backends of the recurrence are there, why one is not, and how to get it."""
+"""`rt-plugin VERB`, or `python -m rt_plugin VERB`: finds the verb, and imports nothing of the others."""
 
-import argparse
-import platform
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
 
-import torch
+from rt_plugin._version import __version__
 
-from . import __version__, ops
-
-
-def describe_backends() -> str:
-    """One line on the versions, one per device type."""
-    lines = [
-        f"rt_plugin {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
-    ]
-    for device_type, reason in ops.native_backends().items():
-        if reason:
-            lines.append(f"{device_type:<5} plain PyTorch: {reason}")
-        else:
-            lines.append(f"{device_type:<5} compiled op ({_details(device_type)})")
-    return "\n".join(lines)
-
-
-def _details(device_type: str) -> str:
-    if device_type == "cpu":
-        return f"instructions: {ops.cpu_capability()}"
-    if not torch.cuda.is_available():
-        return "torch sees no device at present"
-    return torch.cuda.get_device_name()
+# verb -> the module whose main(argv) returns the exit status, and what it does
+VERBS = {
+    "backends": ("rt_plugin.backends", "which backends of the recurrence are there, and how to get the others"),
+    "train-tokenizer": ("rt_plugin.text.train", "text -> a sentencepiece model and its dictionary"),
+    "encode-text": ("rt_plugin.text.encode_file", "text -> the pieces that fairseq-preprocess reads"),
+    "prepare-corpus": ("rt_plugin.corpus.prepare", "text of any size -> tokenizer and binarised data for pretraining"),
+    "pretrain": ("rt_plugin.pretrain.launch", "pretrain with a recipe, on the devices that are there"),
+    "plot": ("rt_plugin.pretrain.plot", "curves and a table of several trainings"),
+    "unigram": ("rt_plugin.pretrain.unigram", "the perplexity that word counts alone reach"),
+    "export": ("rt_plugin.model_folder.export", "a trained model as people pass it on, with a model card"),
+    "prepare-glue": ("rt_plugin.glue.prepare", "GLUE's and SuperGLUE's files -> data for fine-tuning"),
+    "finetune-glue": ("rt_plugin.glue.finetune", "fine-tune on every task, learning rate and seed"),
+    "report-glue": ("rt_plugin.glue.report", "tables, differences and plots of such runs"),
+    "predict-glue": ("rt_plugin.glue.predict", "predictions for rows of a file, or as a submission"),
+}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m rt_plugin", description=__doc__)
-    parser.add_argument(
-        "--require", choices=("cpu", "cuda"), action="append", default=[], help="exit with 1 where this one is missing"
-    )
-    required = parser.parse_args().require
-    print(describe_backends())
-    return int(any(ops.native_backends()[device_type] for device_type in required))
+def describe() -> str:
+    """The verbs, one line each."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:{width}}  {about}" for verb, (_, about) in VERBS.items()]
+    usage = "usage: rt-plugin VERB [options]     rt-plugin VERB --help     rt-plugin --version"
+    return "\n".join([usage, "", "Recurrent RoBERTa for fairseq. The verbs:", *lines])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if verb in ("-h", "--help"):
+        print(describe())
+        return 0
+    if verb == "--version":
+        print(f"rt-plugin {__version__}")
+        return 0
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(VERBS)}"
+        print(f"rt-plugin: error: there is no verb {verb!r}; {meant}", file=sys.stderr)
+        return 2
+    return importlib.import_module(VERBS[verb][0]).main(rest)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from rt_plugin.errors import UserError
 from rt_plugin.model_folder.checkpoint import find_checkpoint
 from rt_plugin.model_folder.files import BEST_CHECKPOINT, NORMALIZATION_FILE, TOKENIZER_FILE
 from rt_plugin.text.encode import join_texts
-from rt_plugin.text.tokenizer import TextEncoder
+from rt_plugin.text.tokenizer import Tokenizer
 
 MASK = "<mask>"
 CLASSIFICATION_HEAD = "sentence_classification_head"
@@ -46,7 +46,7 @@ def from_pretrained(
     text = None
     if bpe == "sentencepiece":
         tokenizer_folder = _tokenizer_folder(folder, data_folder)
-        text = TextEncoder.load(tokenizer_folder)
+        text = Tokenizer.load(tokenizer_folder)
         overrides.setdefault("sentencepiece_model", str(tokenizer_folder / TOKENIZER_FILE))
     loaded = hub_utils.from_pretrained(
         str(folder.resolve()),
@@ -78,7 +78,7 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         text: normalisation and sentencepiece, or None where fairseq's own tokenizer `cfg.bpe` is used.
     """
 
-    def __init__(self, cfg, task, model, text: TextEncoder | None):
+    def __init__(self, cfg, task, model, text: Tokenizer | None):
         super().__init__(cfg, task, model)
         self.text = text
         if text is not None:

@@ -60,7 +60,7 @@ run() {
   nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv || true
   nvcc --version | tail -n 2
   part build build
-  part backends "$python" -m rt_plugin --require cpu --require cuda
+  part backends "$python" -m rt_plugin backends --require cpu --require cuda
   cat "$out/backends.log" 2>/dev/null
   part tests "$python" -m pytest -q -m gpu tests/test_ops.py
   memory_checks

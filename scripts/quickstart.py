@@ -8,7 +8,6 @@ runs/quickstart-<size>/. A run that was stopped continues where it was when it i
 import argparse
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import shlex
@@ -20,7 +19,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from quickstart_report import read_log, write_report
+from quickstart_report import write_report
+
+from rt_plugin.console.files import last_line
+from rt_plugin.console.progress import duration
+from rt_plugin.errors import UserError
+from rt_plugin.pretrain.log import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = Path("examples/quickstart")
@@ -89,24 +93,18 @@ class Run:
         self.pairs = folder / "glue"
 
     def start(self, fresh: bool) -> None:
-        """Take the folder for this process; with `fresh` empty it, else check that it was made with the same settings.
+        """Make the folder; with `fresh` empty it first, else check that it was made with the same settings.
 
         Raises:
-            StageError: another process has the folder, or its settings differ.
+            StageError: its settings differ.
         """
-        self.folder.parent.mkdir(exist_ok=True)
-        self._lock = self.folder.with_suffix(".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StageError(f"another quickstart works in {self.folder}; wait for it, or stop it") from None
         if fresh:
             shutil.rmtree(self.folder, ignore_errors=True)
         path = self.folder / "settings.json"
         settings = json.dumps(dataclasses.asdict(self.settings), indent=2)
         if path.exists() and path.read_text() != settings:
             raise StageError(f"{self.folder} was made with other settings; start over with --fresh")
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         path.write_text(settings)
 
     def pretrained(self, model: str) -> Path:
@@ -133,10 +131,10 @@ class Run:
 
     def prepare_text(self) -> None:
         """Train the tokenizer, encode the text, binarise it."""
-        encode = f"python scripts/encode_text.py --tokenizer {self.tokenizer} {EXAMPLES}"
+        encode = f"rt-plugin encode-text --tokenizer {self.tokenizer} {EXAMPLES}"
         self.stage(
             "train the tokenizer",
-            f"python scripts/train_tokenizer.py {EXAMPLES}/train.txt --folder {self.tokenizer} "
+            f"rt-plugin train-tokenizer {EXAMPLES}/train.txt --folder {self.tokenizer} "
             f"--vocab-size {self.settings.vocab_size}",
         )
         self.stage(
@@ -149,14 +147,14 @@ class Run:
         )
         self.stage(
             "measure the unigram perplexity",
-            f"python scripts/unigram_perplexity.py {self.data} {self.blocks()} --out {self.folder}/unigram.json",
+            f"rt-plugin unigram {self.data} {self.blocks()} --out {self.folder}/unigram.json",
         )
 
     def prepare_pairs(self) -> None:
         """Encode the sentence pairs with the tokenizer and the dictionary of pretraining."""
         self.stage(
             "prepare the sentence pairs",
-            f"python scripts/prepare_glue.py {EXAMPLES} {self.pairs} --model {self.data} --tasks QNLI",
+            f"rt-plugin prepare-glue {EXAMPLES} {self.pairs} --model {self.data} --tasks QNLI",
         )
 
     def pretrain(self, model: str) -> None:
@@ -213,18 +211,13 @@ def run_command(command: str, log: Path | None = None, updates: int = 0) -> None
     arguments = shlex.split(command)
     status = run_training(arguments, log, updates) if log else run_quietly(arguments)
     if status != 0:
-        where = f": {last_line(log)} (more in {log})" if log else ""
+        where = f": {last_line(log, 'it said nothing')} (more in {log})" if log else ""
         raise StageError(f"{arguments[0]} ended with status {status}{where}")
 
 
 def run_quietly(arguments: list[str]) -> int:
     """Run a command without fairseq's log on the terminal; return its exit status."""
     return subprocess.run(arguments, check=False, env={**os.environ, "LOGLEVEL": "WARNING"}).returncode
-
-
-def last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 def run_training(arguments: list[str], log: Path, updates: int) -> int:
@@ -259,8 +252,22 @@ def progress_line(record: dict, updates: int) -> str:
         words.append(f"accuracy {record['accuracy']:.1%}")
     if record.get("updates_per_second"):
         left = (updates - record["update"]) / record["updates_per_second"]
-        words.append(f"about {left:.0f} s left")
+        words.append(f"about {duration(left)} left")
     return "  ".join(words)
+
+
+def run_alone(args: argparse.Namespace, run: Run) -> None:
+    """Take the folder for this process, and do all of it.
+
+    Raises:
+        UserError: another process has the folder.
+        StageError: see `Run.start` and `run_command`.
+    """
+    from rt_plugin.console.locks import only_user_of  # needs what setup.sh installs
+
+    busy = "another quickstart works there; wait for it, or stop it"
+    with only_user_of(run.folder, busy, run.folder.with_suffix(".lock")):
+        run_all(args, run)
 
 
 def run_all(args: argparse.Namespace, run: Run) -> None:
@@ -307,8 +314,8 @@ def main() -> None:
     prepare_process(args.gpu)
     began = time.monotonic()
     try:
-        run_all(args, run)
-    except StageError as error:
+        run_alone(args, run)
+    except (StageError, UserError) as error:
         sys.exit(f"quickstart.sh: error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nquickstart.sh: stopped; the same command continues from here")

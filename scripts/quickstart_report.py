@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # an uninstalled checkout works, too
 
 from rt_plugin.console import figures
+from rt_plugin.console.tables import markdown_table, plain_table
 from rt_plugin.pretrain.log import read_log
 
 COLUMNS = {  # key of a row -> heading and format
@@ -84,7 +85,8 @@ def write_report(folder: Path, logs: dict[str, tuple[Path, Path]], pairs: Path) 
     cells = [[form.format(row[key]) for key, (_, form) in COLUMNS.items()] for row in rows]
     headings = [heading for heading, _ in COLUMNS.values()]
 
-    text = text_table(headings, cells)
+    (heading, *models), *measures = zip(headings, *cells, strict=True)  # turned round: a line a measure
+    text = plain_table([heading, *models], measures)
     print(text, flush=True)
     (folder / "results.txt").write_text(text + "\n")
     (folder / "results.md").write_text(markdown_table(headings, cells) + "\n")
@@ -95,21 +97,6 @@ def write_report(folder: Path, logs: dict[str, tuple[Path, Path]], pairs: Path) 
         writer.writerows(rows)
     plot_curves(folder / "loss_curve.png", trainings, unigram["unigram_bits"], majority)
     print(f"\nplot: {folder / 'loss_curve.png'}   table: {folder}/results.md, .csv, .json", flush=True)
-
-
-def text_table(headings: list[str], rows: list[list[str]]) -> str:
-    """A table for the terminal, turned round: one line a measure, one column a model."""
-    lines = [list(line) for line in zip(headings, *rows, strict=True)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        f"{line[0]:<{widths[0]}}" + "".join(f"  {c:>{w}}" for c, w in zip(line[1:], widths[1:], strict=True))
-        for line in lines
-    )
-
-
-def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
-    rule = ["---"] + ["---:"] * (len(headings) - 1)
-    return "\n".join(f"| {' | '.join(line)} |" for line in [headings, rule, *rows])
 
 
 def plot_curves(path: Path, trainings: dict[str, tuple[dict, dict]], unigram_bits: float, majority: float) -> None:

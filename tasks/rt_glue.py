@@ -32,7 +32,7 @@ from rt_plugin.model_folder.files import (
     TOKENIZER_FILE,
     copy_files,
 )
-from rt_plugin.text.tokenizer import TextEncoder
+from rt_plugin.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class RtGlueConfig(FairseqDataclass):
     """The options of the task."""
 
     data: str = field(
-        default=MISSING, metadata={"help": "folder written by scripts/prepare_glue.py (OUT/<TASK>), or a model folder"}
+        default=MISSING, metadata={"help": "folder written by rt-plugin prepare-glue (OUT/<TASK>), or a model folder"}
     )
     glue_task: Optional[str] = field(
         default=None, metadata={"help": "name of the GLUE task (default: read from glue.json in the data folder)"}
@@ -126,13 +126,13 @@ class RtGlueTask(FairseqTask):
         """
         folder = Path(cfg.data)
         if not folder.is_dir():
-            raise UserError(f"data folder {folder}: no such folder; prepare it with scripts/prepare_glue.py")
+            raise UserError(f"data folder {folder}: no such folder; prepare it with rt-plugin prepare-glue")
         dictionary_path, label_path = prepared.dictionary_files(folder)
         dictionary = load_dictionary(dictionary_path)
         if not from_checkpoint:
             check_options(cfg)
             if (folder / TOKENIZER_FILE).is_file():
-                TextEncoder.load(folder).check_dictionary(dictionary.symbols, str(dictionary_path))
+                Tokenizer.load(folder).check_dictionary(dictionary.symbols, str(dictionary_path))
         dictionary.add_symbol("<mask>")
         glue_task = prepared.task_of(folder, cfg.glue_task, cfg.num_classes, cfg.regression_target)
         labels = None if glue_task.is_regression else prepared.load_labels(label_path, glue_task)

@@ -22,7 +22,7 @@ from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE, copy_files
-from rt_plugin.text.tokenizer import TextEncoder
+from rt_plugin.text.tokenizer import Tokenizer
 
 from .masking import MaskedDataset, Masker, Side
 
@@ -87,7 +87,7 @@ class RtMaskedLMTask(MaskedLMTask):
         self.data_folder = _first_folder(cfg.data)
         tokenizer = self.data_folder / TOKENIZER_FILE
         if tokenizer.is_file():
-            TextEncoder.load(self.data_folder).check_dictionary(
+            Tokenizer.load(self.data_folder).check_dictionary(
                 dictionary.symbols, str(self.data_folder / DICTIONARY_FILE)
             )
 

@@ -132,31 +132,32 @@ def glue_dir(tokenizer_folder, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory):
     """A sentencepiece model of 800 pieces with its dictionary, trained on the head of the shipped sample."""
-    from rt_plugin.text import tokenizer as text
+    from rt_plugin.text.train import train_sentencepiece
 
     folder = tmp_path_factory.mktemp("tokenizer")
     lines = (SAMPLE / "train.txt").read_text(encoding="utf-8").splitlines()
     (folder / "train.txt").write_text("\n".join(lines[:1500]) + "\n", encoding="utf-8")
     (folder / "valid.txt").write_text("\n".join(lines[1500:1650]) + "\n", encoding="utf-8")
-    text.train_sentencepiece([folder / "train.txt"], folder, 800, "moses", "en")
+    train_sentencepiece([folder / "train.txt"], folder, 800, "moses", "en")
     return folder
 
 
 @pytest.fixture(scope="session")
 def data_bin(tokenizer_folder, tmp_path_factory):
     """A data folder as fairseq-preprocess writes it, with the tokenizer beside."""
-    from rt_plugin.text import tokenizer as text
+    from rt_plugin.text.encode_file import encode_file
+    from rt_plugin.text.tokenizer import Tokenizer
 
     folder = tmp_path_factory.mktemp("data") / "bin"
-    encoder = text.TextEncoder.load(tokenizer_folder)
+    tokenizer = Tokenizer.load(tokenizer_folder)
     for split in ("train", "valid"):
-        text.encode_file(encoder, tokenizer_folder / f"{split}.txt", tokenizer_folder / f"{split}.pieces")
+        encode_file(tokenizer, tokenizer_folder / f"{split}.txt", tokenizer_folder / f"{split}.pieces")
     run_command(
         "fairseq-preprocess",
         *("--only-source", "--srcdict", tokenizer_folder / "dict.txt", "--destdir", folder),
         *("--trainpref", tokenizer_folder / "train.pieces", "--validpref", tokenizer_folder / "valid.pieces"),
     )
-    encoder.save(folder)
+    tokenizer.save(folder)
     return folder
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from rt_plugin.errors import UserError
+
 
 @contextlib.contextmanager
 def replacing(target: str | os.PathLike) -> Iterator[BinaryIO]:
@@ -29,6 +31,20 @@ def replacing(target: str | os.PathLike) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(target: str | os.PathLike) -> Iterator[BinaryIO]:
+    """`replacing` for a file that the user named.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        with replacing(target) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{target}: cannot write the file ({error.strerror}); is the disk full or read-only?") from None
 
 
 def sha256(*paths: Path) -> str:

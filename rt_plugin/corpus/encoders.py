@@ -1,18 +1,21 @@
 """Lines of text -> the token ids that fairseq-preprocess would write, for sentencepiece models and GPT-2 BPE files."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from fairseq.data import Dictionary
-from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
-from fairseq.data.indexed_dataset import best_fitting_int_dtype
 
 from rt_plugin.errors import UserError
-from rt_plugin.model_folder.dictionary import load_dictionary
 from rt_plugin.model_folder.files import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE
-from rt_plugin.text.tokenizer import TextEncoder, TextNormalizer
+from rt_plugin.text.normalization import TextNormalizer
+from rt_plugin.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from fairseq.data import Dictionary
 
 GPT2_FILES = ("encoder.json", "vocab.bpe")
 TOKENIZER_FILES = (DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE, *GPT2_FILES)
@@ -30,6 +33,8 @@ class LineEncoder:
     def __init__(
         self, tokenizer_ids: Callable[[list[str]], list[list[int]]], symbols: list[str], dictionary: Dictionary
     ):
+        from fairseq.data.indexed_dataset import best_fitting_int_dtype
+
         self._tokenizer_ids = tokenizer_ids
         self._end = len(symbols)  # an id of our own, for </s>
         self._table = np.array([*(dictionary.index(symbol) for symbol in symbols), dictionary.eos()])
@@ -53,13 +58,15 @@ def load_line_encoder(folder: Path) -> LineEncoder:
     Raises:
         UserError: a file is missing or broken, or tokenizer and dictionary do not belong together.
     """
+    from rt_plugin.model_folder.dictionary import load_dictionary
+
     dictionary_path = folder / DICTIONARY_FILE
     dictionary = load_dictionary(dictionary_path)
     if all((folder / name).is_file() for name in GPT2_FILES):
         return _gpt2_line_encoder(folder, dictionary)
-    encoder = TextEncoder.load(folder)
-    encoder.check_dictionary(dictionary.symbols, str(dictionary_path))
-    return LineEncoder(encoder.encode_ids, encoder.pieces(), dictionary)
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.check_dictionary(dictionary.symbols, str(dictionary_path))
+    return LineEncoder(tokenizer.encode_ids, tokenizer.pieces(), dictionary)
 
 
 def gpt2_dictionary(folder: Path) -> str:
@@ -80,6 +87,8 @@ def _gpt2_line_encoder(folder: Path, dictionary: Dictionary) -> LineEncoder:
 
 
 def _load_gpt2(folder: Path):
+    from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
+
     paths = [str(folder / name) for name in GPT2_FILES]
     try:
         return get_encoder(*paths)

@@ -1,8 +1,8 @@
-"""Text files -> token ids -> fairseq's indexed data sets, by several processes, in pieces.
+"""Text files -> token ids -> fairseq's indexed data sets, by several processes, in parts.
 
-A piece is a chunk of an input file. A worker process encodes it and writes one file, its part, which appears when it is
-complete: an interrupted run continues with the missing parts. A shard is the parts that belong to it, one after the
-other: the same bytes for any number of workers.
+A part, the unit of work, is a chunk of an input file. A worker process encodes it and writes one file, which appears
+when it is complete: an interrupted run continues with the parts that have none. A shard is the parts that belong to it,
+one after the other: the same bytes for any number of workers.
 """
 
 import contextlib
@@ -33,17 +33,17 @@ _DTYPE_CODES = {np.dtype(np.uint16): 8, np.dtype(np.uint32): 9}  # of fairseq's 
 
 
 @dataclass(frozen=True)
-class Piece:
+class Part:
     """A unit of work.
 
     Attributes:
         stream: the split whose input files it comes from.
-        number: of the piece in its stream, from 0 on.
+        number: of the part in its stream, from 0 on.
         file: the number of its input file.
         shard: where its documents go.
         chunk: the text.
-        inside: it continues the last document of the piece before.
-        documents_before: that begin before this piece, over all files of the stream.
+        inside: it continues the last document of the part before.
+        documents_before: that begin before this part, over all files of the stream.
         ends_stream: it is the last one.
     """
 
@@ -63,23 +63,23 @@ class Piece:
 
 @dataclass(frozen=True)
 class Layout:
-    """How text is cut into pieces, documents and splits.
+    """How text is cut into parts, documents and splits.
 
     Attributes:
-        shards: each document of "train" goes to the shard with the least text so far, piece by piece.
+        shards: each document of "train" goes to the shard with the least text so far, part by part.
         document_per_line: each line is a document; else blank lines separate documents.
-        piece_bytes: of text in a piece.
+        part_bytes: of text in a part.
         held_out: numbers (from 1 on) of the documents of "train" that make up "valid".
     """
 
     shards: int
     document_per_line: bool
-    piece_bytes: int
+    part_bytes: int
     held_out: frozenset[int] = frozenset()
 
 
-def cut_into_pieces(stream: str, files: Sequence[Path], layout: Layout) -> Iterator[Piece]:
-    """The pieces of a split's files, in order.
+def cut_into_parts(stream: str, files: Sequence[Path], layout: Layout) -> Iterator[Part]:
+    """The parts of a split's files, in order.
 
     Raises:
         UserError: a file cannot be read; with held-out documents also where it is not UTF-8.
@@ -87,12 +87,12 @@ def cut_into_pieces(stream: str, files: Sequence[Path], layout: Layout) -> Itera
     shards = layout.shards if stream == "train" else 1
     numbers, documents, inside, shard, sizes = itertools.count(), 0, False, 0, [0] * shards
     for file, path in enumerate(files):
-        for chunk in read_chunks(path, layout.piece_bytes, layout.document_per_line):
+        for chunk in read_chunks(path, layout.part_bytes, layout.document_per_line):
             last = chunk.ends_file and file == len(files) - 1
             if not inside:
                 shard = sizes.index(min(sizes))
             sizes[shard] += len(chunk.data)
-            yield Piece(stream, next(numbers), file, shard, chunk, inside, documents, last)
+            yield Part(stream, next(numbers), file, shard, chunk, inside, documents, last)
             if stream == "train" and layout.held_out:
                 documents = documents_begun(chunk.lines(), layout.document_per_line, documents, inside)[-1]
             inside = not chunk.ends_document
@@ -115,9 +115,9 @@ def check_shards(stream: str, files: Sequence[Path], layout: Layout) -> None:
         UserError: a shard stays without one; or a file cannot be read.
     """
     filled = set()
-    for piece in cut_into_pieces(stream, files, layout):
-        if piece.shard not in filled and _has_document(piece, layout):
-            filled.add(piece.shard)
+    for part in cut_into_parts(stream, files, layout):
+        if part.shard not in filled and _has_document(part, layout):
+            filled.add(part.shard)
         if len(filled) == (layout.shards if stream == "train" else 1):
             return
     if not filled:
@@ -125,14 +125,14 @@ def check_shards(stream: str, files: Sequence[Path], layout: Layout) -> None:
     lines = "" if layout.document_per_line else ", or --documents lines where each line is a document"
     raise UserError(
         f"--shards {layout.shards}: the training text fills only {len(filled)} of them, since documents stay whole and "
-        f"small ones stay together by {layout.piece_bytes // 1024} KiB; use --shards {len(filled)}{lines}"
+        f"small ones stay together by {layout.part_bytes // 1024} KiB; use --shards {len(filled)}{lines}"
     )
 
 
-def _has_document(piece: Piece, layout: Layout) -> bool:
-    """Whether some of the piece's text is not held out."""
-    lines = piece.chunk.lines()
-    begun = documents_begun(lines, layout.document_per_line, piece.documents_before, piece.inside)[1:]
+def _has_document(part: Part, layout: Layout) -> bool:
+    """Whether some of the part's text is not held out."""
+    lines = part.chunk.lines()
+    begun = documents_begun(lines, layout.document_per_line, part.documents_before, part.inside)[1:]
     return any(line.strip() and number not in layout.held_out for line, number in zip(lines, begun, strict=True))
 
 
@@ -140,7 +140,7 @@ def count_documents(files: Sequence[Path], layout: Layout) -> int:
     """The number of documents in the files of one split."""
     total, inside = 0, False
     for path in files:
-        for chunk in read_chunks(path, layout.piece_bytes, layout.document_per_line):
+        for chunk in read_chunks(path, layout.part_bytes, layout.document_per_line):
             total = documents_begun(chunk.lines(), layout.document_per_line, total, inside)[-1]
             inside = not chunk.ends_document
     return total
@@ -148,35 +148,35 @@ def count_documents(files: Sequence[Path], layout: Layout) -> int:
 
 @dataclass(frozen=True)
 class Worker:
-    """What encodes a piece and writes its part.
+    """What encodes a part and writes its file.
 
     Attributes:
-        parts: the folder of the parts.
+        parts: the folder of the parts' files.
     """
 
     encoder: LineEncoder
     layout: Layout
     parts: Path
 
-    def __call__(self, piece: Piece) -> None:
-        lines = piece.chunk.lines()
-        begun = documents_begun(lines, self.layout.document_per_line, piece.documents_before, piece.inside)
-        lines, begun = self._separated(piece, lines, begun)
+    def __call__(self, part: Part) -> None:
+        lines = part.chunk.lines()
+        begun = documents_begun(lines, self.layout.document_per_line, part.documents_before, part.inside)
+        lines, begun = self._separated(part, lines, begun)
         tokens, lengths = self._encode(lines)
-        splits = np.where(np.isin(begun, list(self.layout.held_out)), "valid", piece.stream)
+        splits = np.where(np.isin(begun, list(self.layout.held_out)), "valid", part.stream)
         arrays, counts = {}, {}
         for split in np.unique(splits):
             chosen = splits == split
             arrays[f"{split}-tokens"] = tokens[np.repeat(chosen, lengths)]
             arrays[f"{split}-lengths"] = lengths[chosen]
             counts[str(split)] = self._counts(lines, chosen, arrays[f"{split}-tokens"], lengths)
-        for split, documents in self._documents(piece, begun, splits).items():
+        for split, documents in self._documents(part, begun, splits).items():
             counts[split]["documents"] = documents
-        about = {"shard": piece.shard, "file": piece.file, "bytes": len(piece.chunk.data), "counts": counts}
-        with replacing(self.parts / f"{piece.name}.npz") as file:
+        about = {"shard": part.shard, "file": part.file, "bytes": len(part.chunk.data), "counts": counts}
+        with replacing(self.parts / f"{part.name}.npz") as file:
             np.savez(file, about=np.array(json.dumps(about)), **arrays)
 
-    def _separated(self, piece: Piece, lines: list[str], begun: list[int]) -> tuple[list[str], np.ndarray]:
+    def _separated(self, part: Part, lines: list[str], begun: list[int]) -> tuple[list[str], np.ndarray]:
         """The lines with a blank one behind each document, where the file has none, and the document of each."""
         last, begun = begun[-1], begun[1:]
         if self.layout.document_per_line:
@@ -187,7 +187,7 @@ class Worker:
                 for number in (number,)
             ]
             lines, begun = [text for text, _ in pairs], [number for _, number in pairs]
-        elif piece.chunk.ends_file and not piece.ends_stream and (lines[-1].strip() if lines else piece.inside):
+        elif part.chunk.ends_file and not part.ends_stream and (lines[-1].strip() if lines else part.inside):
             lines, begun = [*lines, ""], [*begun, last]
         return lines, np.array(begun, dtype=np.int64)
 
@@ -209,9 +209,9 @@ class Worker:
             "unknown": int((tokens == self.encoder.unknown).sum()),
         }
 
-    def _documents(self, piece: Piece, begun: np.ndarray, splits: np.ndarray) -> Counter:
-        """split -> documents that begin in the piece."""
-        first = np.flatnonzero(np.diff(begun, prepend=piece.documents_before))
+    def _documents(self, part: Part, begun: np.ndarray, splits: np.ndarray) -> Counter:
+        """split -> documents that begin in the part."""
+        first = np.flatnonzero(np.diff(begun, prepend=part.documents_before))
         return Counter(str(split) for split in splits[first])
 
 
@@ -225,8 +225,8 @@ def _start_worker(tokenizer: Path, layout: Layout, parts: Path) -> None:
     end_with_parent()
 
 
-def _work(piece: Piece) -> None:
-    _worker(piece)
+def _work(part: Part) -> None:
+    _worker(part)
 
 
 def encode_stream(
@@ -238,20 +238,20 @@ def encode_stream(
     processes: int,
     report: Callable[[str], None],
 ) -> None:
-    """Write the parts of a split's files that are not there yet.
+    """Encode the parts of a split's files that have no file yet.
 
     Args:
         stream: the split.
         tokenizer: the folder with tokenizer and dictionary, see `load_line_encoder`.
-        parts: the folder that gets the parts.
+        parts: the folder that gets the parts' files.
         processes: that encode, besides this one, which reads.
         report: takes lines of progress, see `Progress`.
 
     Raises:
-        UserError: text is not UTF-8, a part cannot be written, or a worker process was killed.
+        UserError: text is not UTF-8, a part's file cannot be written, or a worker process was killed.
     """
     before = [0, *itertools.accumulate(path.stat().st_size for path in files)]
-    running: dict[Future, Piece] = {}
+    running: dict[Future, Part] = {}
     # fork spares each worker the import of torch; macOS' system libraries do not survive it
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     try:
@@ -260,13 +260,13 @@ def encode_stream(
             Progress(f"{stream}: encoding", before[-1], "B", report) as progress,
         ):
             try:
-                for piece in cut_into_pieces(stream, files, layout):
-                    if (parts / f"{piece.name}.npz").exists():
-                        progress.skip_to(before[piece.file] + piece.chunk.bytes_read)
+                for part in cut_into_parts(stream, files, layout):
+                    if (parts / f"{part.name}.npz").exists():
+                        progress.skip_to(before[part.file] + part.chunk.bytes_read)
                         continue
                     while len(running) >= processes + 2:
                         _collect(running, before, progress)
-                    running[pool.submit(_work, piece)] = piece
+                    running[pool.submit(_work, part)] = part
                 while running:
                     _collect(running, before, progress)
             except BaseException:
@@ -279,15 +279,15 @@ def encode_stream(
         ) from None
 
 
-def _collect(running: dict[Future, Piece], before: Sequence[int], progress: Progress) -> None:
+def _collect(running: dict[Future, Part], before: Sequence[int], progress: Progress) -> None:
     for future in wait(running, return_when=FIRST_COMPLETED).done:
-        piece = running.pop(future)
+        part = running.pop(future)
         future.result()
-        progress.reach(before[piece.file] + piece.chunk.bytes_read)
+        progress.reach(before[part.file] + part.chunk.bytes_read)
 
 
-class Parts:
-    """The finished parts of a stream, in order."""
+class FinishedParts:
+    """The files of a stream's parts, in order."""
 
     def __init__(self, folder: Path, stream: str):
         self._paths = sorted(folder.glob(f"{stream}-*.npz"))

@@ -8,7 +8,7 @@
 The data are those of sentencepiece encoding and fairseq-preprocess, token for token. An interrupted run continues when
 it is started again; text files may be compressed (.gz, .xz, .zst).
 
-Example: python scripts/prepare_corpus.py examples/quickstart/train.txt --valid examples/quickstart/valid.txt \\
+Example: rt-plugin prepare-corpus examples/quickstart/train.txt --valid examples/quickstart/valid.txt \\
              --vocab-size 8000 --out runs/corpus
 """
 
@@ -30,10 +30,19 @@ from rt_plugin.console.files import replacing, sha256
 from rt_plugin.console.locks import only_user_of
 from rt_plugin.console.tables import plain_table
 from rt_plugin.corpus.encoders import GPT2_FILES, TOKENIZER_FILES, gpt2_dictionary, load_line_encoder
-from rt_plugin.corpus.parts import Layout, Parts, check_shards, count_documents, encode_stream, explained_write_errors
+from rt_plugin.corpus.parts import (
+    FinishedParts,
+    Layout,
+    check_shards,
+    count_documents,
+    encode_stream,
+    explained_write_errors,
+)
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE, copy_files
-from rt_plugin.text import tokenizer as text
+from rt_plugin.text.normalization import NORMALIZATIONS, TextNormalizer
+from rt_plugin.text.tokenizer import Tokenizer
+from rt_plugin.text.train import MODEL_TYPES, train_sentencepiece
 
 MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "valid", "test")
@@ -101,12 +110,12 @@ def _add_tokenizer_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--normalization",
-        choices=text.NORMALIZATIONS,
+        choices=NORMALIZATIONS,
         help="of text before the tokenizer (default: moses with --vocab-size, else what lies beside the tokenizer, "
         "else none)",
     )
     group.add_argument("--language", default="en", help="for Moses' rules (default: %(default)s)")
-    group.add_argument("--model-type", choices=text.MODEL_TYPES, default="unigram", help="default: %(default)s")
+    group.add_argument("--model-type", choices=MODEL_TYPES, default="unigram", help="default: %(default)s")
     group.add_argument(
         "--max-sentences",
         type=int,
@@ -259,27 +268,27 @@ def _write_tokenizer(args: argparse.Namespace, report: Callable[[str], None]) ->
             report(f"training a tokenizer of {args.vocab_size:,} pieces; this takes minutes for every 100 MB of text")
             normalization = args.normalization or "moses"
             settings = (normalization, args.language, args.model_type, args.max_sentences, args.seed)
-            text.train_sentencepiece(args.train, out, args.vocab_size, *settings)
+            train_sentencepiece(args.train, out, args.vocab_size, *settings)
     elif args.tokenizer:
         model = _model_file(args.tokenizer)
         normalizer = _stored_normalizer(args, model.with_name(NORMALIZATION_FILE))
-        encoder = text.TextEncoder(model, normalizer.choice, normalizer.language)
-        encoder.save(out)
+        tokenizer = Tokenizer.read(model, normalizer)
+        tokenizer.save(out)
         beside = model.with_name(DICTIONARY_FILE)
-        _write_dictionary(out, args.dictionary or (beside if beside.is_file() else None), encoder.dictionary)
+        _write_dictionary(out, args.dictionary or (beside if beside.is_file() else None), tokenizer.dictionary)
     else:
         copy_files(zip(args.gpt2_bpe, GPT2_FILES, strict=True), out)
-        normalizer = text.TextNormalizer(args.normalization or "none", args.language)
+        normalizer = TextNormalizer(args.normalization or "none", args.language)
         _write_text(out / NORMALIZATION_FILE, normalizer.to_json())
         _write_dictionary(out, args.dictionary, lambda: gpt2_dictionary(out))
     load_line_encoder(out)  # refuses files that do not belong together
 
 
-def _stored_normalizer(args: argparse.Namespace, path: Path) -> text.TextNormalizer:
+def _stored_normalizer(args: argparse.Namespace, path: Path) -> TextNormalizer:
     """The normalisation that the tokenizer was trained with, or the one asked for where none is stored."""
     if not path.is_file():
-        return text.TextNormalizer(args.normalization or "none", args.language)
-    stored = text.TextNormalizer.load(path)
+        return TextNormalizer(args.normalization or "none", args.language)
+    stored = TextNormalizer.load(path)
     if args.normalization not in (None, stored.choice):
         raise UserError(
             f"--normalization {args.normalization}: {path} says {stored.choice}, which the tokenizer was trained with; "
@@ -296,14 +305,14 @@ def _write_dictionary(out: Path, source: Path | None, make: Callable[[], str]) -
 
 
 def make_layout(args: argparse.Namespace, plan: dict, report: Callable[[str], None]) -> Layout:
-    """How the text is cut: some thousand pieces, at least sixteen a shard, of 64 KiB to 64 MiB.
+    """How the text is cut: some thousand parts, at least sixteen a shard, of 64 KiB to 64 MiB.
 
     Raises:
         UserError: more documents are to be held out than there are; or a split or a shard has no text.
     """
     size = sum(file["bytes"] for file in plan["inputs"]["train"])
-    piece_bytes = min(2**26, max(2**16, size // max(1024, 16 * args.shards)))
-    layout = Layout(args.shards, args.documents == "lines", piece_bytes)
+    part_bytes = min(2**26, max(2**16, size // max(1024, 16 * args.shards)))
+    layout = Layout(args.shards, args.documents == "lines", part_bytes)
     if args.valid_documents:
         report("counting documents")
         documents = count_documents(args.train, layout)
@@ -312,7 +321,7 @@ def make_layout(args: argparse.Namespace, plan: dict, report: Callable[[str], No
                 f"--valid-documents {args.valid_documents}: there are only {documents} documents to train on"
             )
         held_out = random.Random(args.seed).sample(range(1, documents + 1), args.valid_documents)
-        layout = Layout(args.shards, layout.document_per_line, piece_bytes, frozenset(held_out))
+        layout = Layout(args.shards, layout.document_per_line, part_bytes, frozenset(held_out))
     for split in SPLITS:
         if files := getattr(args, split):
             check_shards(split, files, layout)
@@ -329,12 +338,12 @@ def _write_datasets(args: argparse.Namespace, parts: Path) -> None:
     folders = shard_folders(args.out, args.shards)
     for shard, folder in enumerate(folders):
         copy_files([(args.out / name, name) for name in TOKENIZER_FILES], folder)
-        Parts(parts, "train").write_dataset("train", shard, folder / "train", dtype)
+        FinishedParts(parts, "train").write_dataset("train", shard, folder / "train", dtype)
     for split in ("valid", "test"):
         if getattr(args, split):
-            Parts(parts, split).write_dataset(split, None, folders[0] / split, dtype)
+            FinishedParts(parts, split).write_dataset(split, None, folders[0] / split, dtype)
     if args.valid_documents:
-        Parts(parts, "train").write_dataset("valid", None, folders[0] / "valid", dtype)
+        FinishedParts(parts, "train").write_dataset("valid", None, folders[0] / "valid", dtype)
 
 
 def _results(args: argparse.Namespace, parts: Path) -> dict:
@@ -343,7 +352,7 @@ def _results(args: argparse.Namespace, parts: Path) -> dict:
     for stream in SPLITS:
         names = [str(path) for path in getattr(args, stream)]
         files.update({name: Counter() for name in names})
-        for about in Parts(parts, stream).about():
+        for about in FinishedParts(parts, stream).about():
             for split, counts in about["counts"].items():
                 splits.setdefault(split, Counter()).update(counts)
                 files[names[about["file"]]].update(counts)

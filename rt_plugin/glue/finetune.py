@@ -43,7 +43,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         __doc__,
         usage="%(prog)s DATA OUT --model FOLDER [options] [-- options of fairseq-train]",
     )
-    parser.add_argument("data", metavar="DATA", type=Path, help="the OUT folder of prepare_glue.py")
+    parser.add_argument("data", metavar="DATA", type=Path, help="the OUT folder of rt-plugin prepare-glue")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for the results of this model")
     parser.add_argument("--model", required=True, metavar="FOLDER", type=Path, help="the pretrained model's folder")
     parser.add_argument("--checkpoint", default=BEST_CHECKPOINT, metavar="FILE", help="in it (default: %(default)s)")

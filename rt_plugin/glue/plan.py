@@ -117,7 +117,7 @@ def check_tokenizer(data: Path, model: Path) -> None:
         if there.is_file() and (model / name).is_file() and read(there) != read(model / name):
             raise UserError(
                 f"{data}: was prepared with another {name} than that in {model}, so its token ids mean other pieces; "
-                f"prepare it again, by scripts/prepare_glue.py with --model {model}"
+                f"prepare it again: rt-plugin prepare-glue --model {model}"
             )
 
 
@@ -151,10 +151,10 @@ def chosen_tasks(data: Path, names: Sequence[str] | None) -> list[GlueTask]:
     if names and (missing := [task.name for task in wanted if task.name not in found]):
         raise UserError(
             f"{data / missing[0]}: no prepared train and dev set of {missing[0]} there; "
-            "prepare them with scripts/prepare_glue.py"
+            "prepare them with rt-plugin prepare-glue"
         )
     if not found:
-        raise UserError(f"{data}: no prepared task there; expected the OUT folder of scripts/prepare_glue.py")
+        raise UserError(f"{data}: no prepared task there; expected the OUT folder of rt-plugin prepare-glue")
     return [task for task in TASKS if task.name in found]
 
 

@@ -132,7 +132,7 @@ def read_glue_file(folder: Path) -> dict | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         find_task(content["task"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: {error}; prepare the data again with scripts/prepare_glue.py") from None
+        raise UserError(f"{path}: {error}; prepare the data again with rt-plugin prepare-glue") from None
     return content
 
 
@@ -174,7 +174,7 @@ def dictionary_files(folder: Path) -> tuple[Path, Path]:
         return folder / DICTIONARY_FILE, folder / LABEL_DICTIONARY_FILE
     raise UserError(
         f"data folder {folder}: neither {_INPUTS[0]}/ nor {DICTIONARY_FILE} there; expected a folder written by "
-        "scripts/prepare_glue.py (OUT/<TASK>) or a model folder"
+        "rt-plugin prepare-glue (OUT/<TASK>) or a model folder"
     )
 
 
@@ -191,7 +191,7 @@ def load_labels(path: Path, task: GlueTask) -> Dictionary:
     if task.name in BY_NAME and tuple(found) != task.labels:
         raise UserError(
             f"{path}: labels {', '.join(found)}, expected {', '.join(task.labels)} in this order; "
-            "prepare the data with scripts/prepare_glue.py"
+            "prepare the data with rt-plugin prepare-glue"
         )
     return dictionary
 
@@ -214,7 +214,7 @@ def load_inputs(folder: Path, split: str, dictionary: Dictionary) -> list:
         raise UserError(
             f"{folder}: split {split!r} is not complete there; splits found: {found}; expected "
             f"{', '.join(f'{name}/{split}.idx' for name in names or _INPUTS[:1])}; prepare it with "
-            "scripts/prepare_glue.py"
+            "rt-plugin prepare-glue"
         )
     return inputs
 

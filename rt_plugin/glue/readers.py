@@ -95,7 +95,7 @@ def read_examples(
         split: name of the split; only those named test* may be without labels.
         path: the file.
         on_broken_row: is told of each broken row, which is then left out; default: the first one raises.
-        advice: what to do about a broken row that raises; default: that of prepare_glue.py.
+        advice: what to do about a broken row that raises; default: that of rt-plugin prepare-glue.
 
     Raises:
         UserError: the file is missing, empty or not UTF-8, lacks a column, or has a broken row (file, line, what was

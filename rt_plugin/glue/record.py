@@ -66,7 +66,7 @@ def record_sweep(out: Path, description: dict[str, str | int], runs: Sequence[Pl
     try:
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
-        raise UserError(f"{path}: {error}; expected what finetune_glue.py wrote; remove the file") from None
+        raise UserError(f"{path}: {error}; expected what rt-plugin finetune-glue wrote; remove the file") from None
     different = [name for name, value in description.items() if before.get(name, value) != value]
     if different:
         begun, found = (", ".join(f"{name} {d[name]}" for name in different) for d in (before, description))

@@ -99,7 +99,7 @@ def _number(value: float) -> str:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = commands.parser("report-glue", __doc__)
     parser.add_argument(
-        "csv", nargs="+", metavar="CSV", type=Path, help="results.csv of finetune_glue.py; the baseline first"
+        "csv", nargs="+", metavar="CSV", type=Path, help="results.csv of rt-plugin finetune-glue; the baseline first"
     )
     parser.add_argument("--out", type=Path, default=Path("glue-report"), metavar="FOLDER", help="default: %(default)s")
     parser.add_argument(

@@ -155,10 +155,10 @@ def read_csv(path: Path) -> list[Run]:
             reader = csv.DictReader(file)
             missing = [name for name in (*_RUN_COLUMNS, *_METRIC_COLUMNS) if name not in (reader.fieldnames or ())]
             if missing:
-                raise UserError(f"{path}: no column {missing[0]}; expected a CSV file written by finetune_glue.py")
+                raise UserError(f"{path}: no column {missing[0]}; expected a file of rt-plugin finetune-glue")
             return [_read_row(path, reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read it ({error}); expected a CSV file written by finetune_glue.py") from None
+        raise UserError(f"{path}: cannot read it ({error}); expected a file of rt-plugin finetune-glue") from None
 
 
 def _read_row(path: Path, line: int, row: dict[str, str]) -> Run:
@@ -169,4 +169,4 @@ def _read_row(path: Path, line: int, row: dict[str, str]) -> Run:
         task, failed, checkpoint = BY_NAME[row["task"]], bool(int(row["failed"])), row.get(_CHECKPOINT) or ""
         return Run(row["model"], task, float(row["lr"]), int(row["seed"]), failed, values, checkpoint)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}, line {line}: {error!r}; expected a row written by finetune_glue.py") from None
+        raise UserError(f"{path}, line {line}: {error!r}; expected a row written by rt-plugin finetune-glue") from None

@@ -25,7 +25,7 @@ from rt_plugin.glue.specs import TASKS
 AVERAGE = "average"
 SECOND_DEV_SET = "-mm"  # after a task's name
 CONFIDENCE = 0.95
-_RENAME = "give models different names with finetune_glue.py --name (a finished one first in its sweep.json)"
+_RENAME = "give models different names with rt-plugin finetune-glue --name (a finished one first in its sweep.json)"
 _NO_VARIANCE = 1e-12  # of a mean, in points of 100: rounding errors
 
 
@@ -122,7 +122,7 @@ def collect(runs: Iterable[Run], when: str = "best") -> Results:
         seen.add(key)
         grouped[run.model][run.task.name].append(run)
     if not grouped:
-        raise UserError("the CSV files hold no runs; wait until finetune_glue.py has finished one")
+        raise UserError("the CSV files hold no runs; wait until rt-plugin finetune-glue has finished one")
     return {
         model: dict(itertools.chain(*(_dev_sets(tasks[task.name], when) for task in TASKS if task.name in tasks)))
         for model, tasks in grouped.items()

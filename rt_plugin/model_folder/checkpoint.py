@@ -169,5 +169,5 @@ def check_token_ids(dictionary: Dictionary, data: Path, checkpoint: str | os.Pat
     if different is not None:
         raise UserError(
             f"data folder {data}: token {different} is {dictionary[different]!r}, but {other[different]!r} in {path} "
-            f"beside the checkpoint; prepare the data with scripts/prepare_glue.py --model {path.parent}"
+            f"beside the checkpoint; prepare the data with rt-plugin prepare-glue --model {path.parent}"
         )

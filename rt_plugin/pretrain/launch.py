@@ -26,8 +26,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from rt_plugin._location import USER_DIR
 from rt_plugin.console import commands
 from rt_plugin.console.files import last_line, replacing
@@ -52,7 +50,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         __doc__,
         usage="%(prog)s DATA --recipe RECIPE --save-dir FOLDER [options] [-- more options for fairseq-train]",
     )
-    parser.add_argument("data", metavar="DATA", help="folder of prepare_corpus.py, or several joined by colons")
+    parser.add_argument("data", metavar="DATA", help="folder of prepare-corpus, or several joined by colons")
     parser.add_argument("--recipe", required=True, choices=RECIPES, help="size of the model and schedule")
     parser.add_argument("--save-dir", required=True, type=Path, help="where the model goes")
     parser.add_argument("--model", choices=MODELS, default=MODELS[0], help="default: %(default)s")
@@ -132,6 +130,8 @@ def find_devices(args: argparse.Namespace) -> Devices:
     Raises:
         UserError: more processes than GPUs are asked for, or a number makes no sense.
     """
+    import torch
+
     gpus = 0 if args.cpu else torch.cuda.device_count()
     processes = max(1, gpus) if args.processes is None else args.processes
     for option, value in (("--processes", processes), ("--nodes", args.nodes)):
@@ -181,11 +181,11 @@ def check_data(data: str) -> None:
         if number == 0:
             names += [DICTIONARY_FILE, "valid.bin", "valid.idx"]
         if not folder.is_dir():
-            raise UserError(f"data folder {folder}: no such folder; give what scripts/prepare_corpus.py printed")
+            raise UserError(f"data folder {folder}: no such folder; give what rt-plugin prepare-corpus printed")
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise UserError(
                 f"data folder {folder}: no {missing[0]} there; expected {', '.join(names)}, as "
-                "scripts/prepare_corpus.py writes them"
+                "rt-plugin prepare-corpus writes them"
             )
         if empty := [name for name in names if name.endswith(".bin") and not (folder / name).stat().st_size]:
             raise UserError(f"data folder {folder}: {empty[0]} is empty, no epoch can be trained on it; leave it out")
@@ -268,7 +268,7 @@ def refuse_wrong_launch(args: argparse.Namespace) -> None:
         UserError: as said.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("LOCAL_RANK", 0)):
-        raise UserError("started by torchrun, but rt-pretrain starts the processes itself; run it without torchrun")
+        raise UserError("started by torchrun, but this command starts the processes itself; run it without torchrun")
     for option in args.fairseq_options:
         if option.startswith(("--distributed-", "--device-id", "--ddp-backend", "--update-freq", "--max-tokens")):
             raise UserError(

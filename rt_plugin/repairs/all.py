@@ -227,13 +227,13 @@ def refuse_useless_launch(cfg) -> None:
     if processes > 1 and cfg.distributed_world_size == 1:
         raise UserError(
             f"torchrun started {processes} processes, but the world size is 1: each would train by itself; use "
-            "scripts/pretrain.py --processes, or see docs/pretraining.md for the options"
+            "rt-plugin pretrain --processes, or see docs/pretraining.md for the options"
         )
     spawns = cfg.distributed_init_method is not None and not cfg.distributed_no_spawn
     if spawns and not torch.cuda.is_available():
         raise UserError(
             f"--distributed-world-size {cfg.distributed_world_size} without a GPU: fairseq would start no process and "
-            "train nothing; use scripts/pretrain.py --processes, or see docs/pretraining.md for the options"
+            "train nothing; use rt-plugin pretrain --processes, or see docs/pretraining.md for the options"
         )
 
 
@@ -453,7 +453,7 @@ def _batches_of_each_process(state: dict, iterator: EpochBatchIterator) -> int:
             f"the checkpoint was saved within an epoch, after {batches:,} of {state['batches'][0]:,} batches; with the "
             f"options and data of now there are {len(iterator.frozen_batches):,} others, and data would be lost and "
             "repeated; give the options of that training, --max-tokens, --batch-size and --seed among them "
-            "(rt-pretrain: --tokens-per-device, --processes), or begin the epoch again with --reset-dataloader"
+            "(rt-plugin pretrain: --tokens-per-device, --processes), or begin the epoch again with --reset-dataloader"
         )
     if before != now and batches and (batches % now or iterator.grouped_shuffling):
         usable = [str(n) for n in range(1, max(before, now) + 1) if batches % n == 0]

@@ -10,14 +10,14 @@ from fairseq.data import Dictionary
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.dictionary import load_dictionary
 from rt_plugin.model_folder.files import DICTIONARY_FILE
-from rt_plugin.text.tokenizer import TextEncoder
+from rt_plugin.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class IdEncoder:
     """What turns a text into token ids: a model folder's tokenizer, its dictionary, and the dictionary's file."""
 
-    text: TextEncoder
+    text: Tokenizer
     dictionary: Dictionary
     dictionary_path: Path
 
@@ -31,7 +31,7 @@ class IdEncoder:
         folder = Path(folder)
         if not folder.is_dir():
             raise UserError(f"--model {folder}: no such folder; give the folder with the checkpoint's tokenizer")
-        text = TextEncoder.load(folder)
+        text = Tokenizer.load(folder)
         path = folder / DICTIONARY_FILE
         dictionary = load_dictionary(path)
         text.check_dictionary(dictionary.symbols, str(path))

@@ -228,7 +228,7 @@ def assert_group_ends(group):
 def test_killed_run_continues_with_what_is_missing(whole, train_text, tokenizer_folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     options = (train_text, "--valid", tokenizer_folder / "valid.txt", "--tokenizer", tokenizer_folder, "--out", out)
-    script = [sys.executable, REPOSITORY / "scripts" / "prepare_corpus.py", *options, "--workers", "1"]
+    script = [sys.executable, "-m", "rt_plugin", "prepare-corpus", *options, "--workers", "1"]
     process = subprocess.Popen(list(map(str, script)), start_new_session=True)
     deadline = time.monotonic() + 60
     while not (finished := {p.stem for p in out.glob("parts/*.npz")}) and time.monotonic() < deadline:
@@ -241,10 +241,10 @@ def test_killed_run_continues_with_what_is_missing(whole, train_text, tokenizer_
     assert not (out / "manifest.json").exists()
     encode = corpus.Worker.__call__
 
-    def encode_and_note(worker, piece):  # in a worker process, which inherits this by fork
-        encode(worker, piece)
+    def encode_and_note(worker, part):  # in a worker process, which inherits this by fork
+        encode(worker, part)
         with (tmp_path / "encoded").open("a") as file:
-            file.write(f"{piece.name}\n")
+            file.write(f"{part.name}\n")
 
     monkeypatch.setattr(corpus.Worker, "__call__", encode_and_note)
     prepare(*options)

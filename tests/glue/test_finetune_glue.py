@@ -53,7 +53,7 @@ def finished(glue_dir, pretrained, tmp_path_factory):
     """The OUT folder of an undisturbed sweep, by the script, two runs at a time."""
     out = tmp_path_factory.mktemp("sweep") / "out"
     result = run_command(
-        *("python", "scripts/finetune_glue.py", glue_dir / "out", out, "--model", pretrained, *GRID, "--jobs", "2"),
+        *("rt-plugin", "finetune-glue", glue_dir / "out", out, "--model", pretrained, *GRID, "--jobs", "2"),
         CUDA_VISIBLE_DEVICES="",
     )
     assert result.stdout == f"{out}/results.csv\n"
@@ -133,7 +133,17 @@ def is_at_work(folder: Path) -> bool:
 
 
 def test_killed_in_the_middle_and_started_again(finished, sweep, glue_dir, pretrained, tmp_path):
-    command = [sys.executable, "scripts/finetune_glue.py", glue_dir / "out", tmp_path, "--model", pretrained, *GRID]
+    command = [
+        sys.executable,
+        "-m",
+        "rt_plugin",
+        "finetune-glue",
+        glue_dir / "out",
+        tmp_path,
+        "--model",
+        pretrained,
+        *GRID,
+    ]
     process = subprocess.Popen(
         [str(part) for part in command],
         cwd=REPOSITORY,
@@ -358,7 +368,7 @@ class TestBadInput:
             assert sweep(tmp_path / "out", *options) == 1
             error = error_of(capsys)
             assert f"QNLI: was prepared with another {name} than that in {model}" in error
-            assert f"prepare_glue.py with --model {model}" in error
+            assert f"rt-plugin prepare-glue --model {model}" in error
             (model / name).write_bytes(before)
 
     def test_counts_in_the_dictionary_do_not_matter(self, pretrained, glue_dir, tmp_path, monkeypatch):

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 from fairseq.data import Dictionary, data_utils
 
-from conftest import REPOSITORY
 from rt_plugin.errors import UserError
 from rt_plugin.glue.prepare import main
 from rt_plugin.glue.readers import read_examples
 from rt_plugin.glue.specs import BY_NAME
-from rt_plugin.text.tokenizer import TextEncoder
+from rt_plugin.text.tokenizer import Tokenizer
 
 BYTE_ORDER_MARK = "\ufeff"
 
@@ -212,7 +211,7 @@ class TestPreparedFolder:
         folder = tmp_path / "out" / "RTE"
 
         dictionary = Dictionary.load(str(folder / "input0" / "dict.txt"))
-        encoder = TextEncoder.load(folder)
+        encoder = Tokenizer.load(folder)
         texts = [encoder.decode(row[:-1]) for row in rows_of(folder / "input0", "train", dictionary)]
         assert texts == [line.split("\t")[1] for line in RTE_FILES["train.tsv"].splitlines()[1:]]
         assert rows_of(folder / "input1", "valid", dictionary)[0][-1] == "</s>"
@@ -314,7 +313,7 @@ class TestPreparedFolder:
 def test_the_script_from_another_folder(tokenizer_folder, tmp_path):
     write(tmp_path / "glue" / "RTE", RTE_FILES)
     result = subprocess.run(
-        [sys.executable, REPOSITORY / "scripts" / "prepare_glue.py", "glue", "out", "--model", tokenizer_folder],
+        [sys.executable, "-m", "rt_plugin", "prepare-glue", "glue", "out", "--model", tokenizer_folder],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from conftest import ENVIRONMENT, REPOSITORY, TRAINING, run_command
+from conftest import ENVIRONMENT, TRAINING, run_command
 from rt_plugin.glue import predict as glue_predict
 from rt_plugin.model import RecurrentRobertaModel
 from rt_plugin.model_folder import export
@@ -17,7 +17,7 @@ from rt_plugin.model_folder import export
 
 @pytest.fixture(scope="module")
 def trained(data_bin, tmp_path_factory):
-    """A training as rt-pretrain leaves it, with options of the recurrence."""
+    """A training as rt-plugin pretrain leaves it, with options of the recurrence."""
     folder = tmp_path_factory.mktemp("trained")
     run_command("fairseq-train", data_bin, *TRAINING, "--recurrence-direction", "alternate", "--save-dir", folder)
     (folder / "command.txt").write_text(f"fairseq-train {data_bin} --save-dir {folder}\n")
@@ -132,7 +132,7 @@ def test_model_card_names_the_metric_of_the_best_checkpoint(fine_tuned, exported
 def test_full_disk_is_named(trained, tmp_path):
     """A file size limit stands in for it."""
     result = subprocess.run(
-        [sys.executable, REPOSITORY / "scripts" / "export_model.py", trained, tmp_path],
+        [sys.executable, "-m", "rt_plugin", "export", trained, tmp_path],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,

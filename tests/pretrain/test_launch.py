@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ENVIRONMENT, REPOSITORY, free_port
+from conftest import ENVIRONMENT, free_port
 from rt_plugin.pretrain import launch
 from rt_plugin.pretrain.recipes import RECIPES
 
@@ -31,7 +31,7 @@ def no_gpu(monkeypatch):
 def pretrain(*arguments, ok=True):
     """Run the script; returns its output."""
     result = subprocess.run(
-        [sys.executable, REPOSITORY / "scripts" / "pretrain.py", *map(str, arguments)],
+        [sys.executable, "-m", "rt_plugin", "pretrain", *map(str, arguments)],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -237,7 +237,7 @@ def test_two_nodes_train_as_two_processes(trained, data_bin, tmp_path):
 def test_training_ends_with_its_launcher(number, data_bin, tmp_path):
     """SIGHUP: the terminal is closed."""
     options = (data_bin, *SMALL, "--updates", 1000, "--save-interval", 1000, "--log-interval", 1)
-    script = [sys.executable, REPOSITORY / "scripts" / "pretrain.py", *options, "--save-dir", tmp_path]
+    script = [sys.executable, "-m", "rt_plugin", "pretrain", *options, "--save-dir", tmp_path]
     launcher = subprocess.Popen(
         list(map(str, script)),
         env=ENVIRONMENT,
@@ -258,7 +258,7 @@ def test_training_ends_with_its_launcher(number, data_bin, tmp_path):
 def test_two_killed_processes_go_on_as_if_undisturbed(trained, data_bin, tmp_path):
     """kill -9 of launcher and torchrun after a checkpoint: resumed, training ends with the same bits."""
     options = (data_bin, *SMALL, *SCHEDULE, "--save-dir", tmp_path, "--processes", "2")
-    script = [sys.executable, REPOSITORY / "scripts" / "pretrain.py", *options]
+    script = [sys.executable, "-m", "rt_plugin", "pretrain", *options]
     launcher = subprocess.Popen(list(map(str, script)), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (tmp_path / "checkpoint_1_3.pt").exists() and time.monotonic() < deadline:

@@ -7,11 +7,9 @@ import sys
 
 import pytest
 
-from conftest import REPOSITORY
-
 
 def plot(*arguments):
-    command = [sys.executable, REPOSITORY / "scripts" / "plot_training.py", *map(str, arguments)]
+    command = [sys.executable, "-m", "rt_plugin", "plot", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -53,4 +51,4 @@ def test_logs_that_cannot_be_read_are_named(content, message, tmp_path):
         log.write_text(content)
     result = plot(log)
     assert result.returncode == 1
-    assert result.stderr.startswith(f"plot_training.py: error: {log}: {message}")
+    assert result.stderr.startswith(f"rt-plugin plot: error: {log}: {message}")

@@ -359,7 +359,7 @@ class TestBadInput:
         start = ("--finetune-from-model", checkpoint, "--max-update", "1", "--save-dir", tmp_path / "out")
         error = user_error(run_command("fairseq-train", tmp_path / "data", *FINE_TUNING, *start, ok=False))
         assert f"{tmp_path / 'data'}: token 4 is " in error and f"{pretrained / 'dict.txt'} " in error
-        assert error.endswith(f"prepare the data with scripts/prepare_glue.py --model {pretrained}")
+        assert error.endswith(f"prepare the data with rt-plugin prepare-glue --model {pretrained}")
         with pytest.raises(UserError, match=r"token 4 is .*, but .* beside the checkpoint"):
             task_for(tmp_path / "data", restore_file=str(checkpoint)).build_model(argparse.Namespace())
 

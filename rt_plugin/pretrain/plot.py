@@ -1,17 +1,16 @@
-#!/usr/bin/env python
-"""Draw the curves of several trainings against updates, tokens and hours, and tabulate where they ended.
+"""Draws the curves of several trainings against updates, tokens and hours, and tabulates where they ended.
 
-Example: python scripts/plot_training.py runs/mini runs/mini-alternate runs/mini-roberta --out runs/curves.png
+Example: rt-plugin plot runs/mini runs/mini-alternate runs/mini-roberta --out runs/curves.png
 """
 
 import argparse
 import csv
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # an uninstalled checkout works, too
-
+from rt_plugin.console import commands
+from rt_plugin.console.tables import plain_table
 from rt_plugin.errors import UserError
 from rt_plugin.pretrain.log import read_log
 
@@ -19,18 +18,19 @@ X_AXES = {"update": "updates", "tokens": "million tokens", "hours": "hours"}
 MEASURES = {"loss": "loss, bits per masked token", "perplexity": "perplexity", "accuracy": "accuracy"}
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = commands.parser("plot", __doc__)
     parser.add_argument(
         "runs",
         nargs="+",
         type=Path,
-        help="a --save-dir of scripts/pretrain.py, or a log of fairseq-train",
+        metavar="RUN",
+        help="a --save-dir of rt-plugin pretrain, or a log of fairseq-train",
     )
     parser.add_argument("--out", type=Path, default="training.png", help="PNG, SVG or PDF (default: %(default)s)")
     parser.add_argument("--measure", choices=MEASURES, default="loss", help="default: %(default)s")
     parser.add_argument("--labels", nargs="+", help="names of the runs (default: those of their folders)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.labels and len(args.labels) != len(args.runs):
         parser.error(f"--labels: {len(args.labels)} for {len(args.runs)} runs")
     return args
@@ -44,7 +44,7 @@ def read_run(path: Path) -> list[dict]:
     """
     log = path / "log.jsonl" if path.is_dir() else path
     if not log.is_file():
-        raise UserError(f"{log}: no such file; give a --save-dir of scripts/pretrain.py, or a log")
+        raise UserError(f"{log}: no such file; give a --save-dir of rt-plugin pretrain, or a log")
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     records = [json.loads(line) for line in lines if line.endswith("}")] if log.suffix == ".jsonl" else read_log(lines)
     latest = {(record["update"], record["split"]): record for record in records if record["split"] != "epoch"}
@@ -109,8 +109,12 @@ def table(runs: dict[str, list[dict]]) -> list[dict]:
     return rows
 
 
-def main() -> None:
-    args = parse_arguments()
+def draw(args: argparse.Namespace) -> None:
+    """Write plot and table, and print the table.
+
+    Raises:
+        UserError: two runs have one name; or see `read_run`.
+    """
     labels = args.labels or [(path if path.is_dir() else path.resolve().parent).name for path in args.runs]
     if len(set(labels)) < len(labels):
         raise UserError(f"two runs are called {max(labels, key=labels.count)}; give them names with --labels")
@@ -121,14 +125,11 @@ def main() -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
-    for row in (dict(zip(rows[0], rows[0], strict=True)), *rows):
-        print("  ".join(str(row[key]).ljust(width) for key, width in widths.items()).rstrip())
+    print(plain_table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
     print(f"{args.out} and {args.out.with_suffix('.csv')}")
 
 
-if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"plot_training.py: error: {error}")
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    args = parse_arguments(argv)
+    return commands.run("plot", lambda: draw(args))

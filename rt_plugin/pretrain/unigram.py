@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """The perplexity of a data set's validation text under a unigram model: what is reached by knowing word counts only.
 
 The same blocks as in pretraining and the same tokens: all that can be masked, which <s>, </s> and <pad> cannot.
@@ -6,34 +5,31 @@ Probabilities come from counts over the training blocks, plus one for each symbo
 the mean negative base-2 logarithm over those tokens of the validation blocks. Prints (and with --out writes) one JSON
 object.
 
-Example: python scripts/unigram_perplexity.py runs/quickstart-tiny/data-bin --tokens-per-sample 128
+Example: rt-plugin unigram runs/quickstart-tiny/data-bin --tokens-per-sample 128
 """
 
 import argparse
 import json
 import logging
-import sys
+from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # an uninstalled checkout works, too
 
 import numpy as np
 
-from rt_plugin.errors import UserError
-from rt_plugin.tasks.rt_masked_lm import RtMaskedLMConfig, RtMaskedLMTask
+from rt_plugin.console import commands
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = commands.parser("unigram", __doc__)
     parser.add_argument("data", help="folder written by fairseq-preprocess, with the splits train and valid")
     parser.add_argument("--tokens-per-sample", type=int, default=512, help="as in pretraining (default: %(default)s)")
     parser.add_argument("--sample-break-mode", default="none", help="as in pretraining (default: %(default)s)")
     parser.add_argument("--out", help="JSON file to write")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def token_counts(task: RtMaskedLMTask, split: str) -> np.ndarray:
-    """(symbols,) int64: how often each symbol that can be masked occurs in the blocks of a split."""
+def token_counts(task, split: str) -> np.ndarray:
+    """(symbols,) int64: how often each symbol that can be masked occurs in a split of an rt_masked_lm task."""
     dictionary = task.source_dictionary
     counts = np.zeros(len(dictionary), dtype=np.int64)
     for block in task._load_dataset_split(split, epoch=1, combine=False):
@@ -47,14 +43,18 @@ def unigram_bits(train_counts: np.ndarray, valid_counts: np.ndarray) -> float:
     return float(-(valid_counts * np.log2(probabilities)).sum() / valid_counts.sum())
 
 
-def main() -> None:
-    args = parse_arguments()
+def measure(args: argparse.Namespace) -> None:
+    """Print and write what the command line asks for.
+
+    Raises:
+        UserError: the data are missing or broken.
+    """
+    from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
+
     logging.disable(logging.INFO)  # the output is one line of JSON
-    task = RtMaskedLMTask.setup_task(
-        RtMaskedLMConfig(
-            data=args.data, tokens_per_sample=args.tokens_per_sample, sample_break_mode=args.sample_break_mode
-        )
-    )
+    name = "rt_masked_lm"
+    options = {"tokens_per_sample": args.tokens_per_sample, "sample_break_mode": args.sample_break_mode}
+    task = TASK_REGISTRY[name].setup_task(TASK_DATACLASS_REGISTRY[name](data=args.data, **options))
     train, valid = (token_counts(task, split) for split in ("train", "valid"))
     bits = unigram_bits(train, valid)
     result = {
@@ -69,8 +69,7 @@ def main() -> None:
         Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
 
 
-if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"unigram_perplexity.py: error: {error}")
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    args = parse_arguments(argv)
+    return commands.run("unigram", lambda: measure(args))

@@ -8,8 +8,12 @@ from fairseq.data import Dictionary
 from fairseq.tokenizer import tokenize_line
 
 from rt_plugin.errors import UserError
-from rt_plugin.text import raw as raw_text
-from rt_plugin.text import tokenizer as text
+from rt_plugin.model_folder.files import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE
+from rt_plugin.text.encode_file import encode_file
+from rt_plugin.text.normalization import NORMALIZATIONS, TextNormalizer
+from rt_plugin.text.raw import read_lines
+from rt_plugin.text.tokenizer import Tokenizer
+from rt_plugin.text.train import train_sentencepiece
 
 CORPUS = """The river rises in the hills, and it flows into the sea.
 He said that "the bridge" was built in 1905; it is well-known.
@@ -29,60 +33,60 @@ def corpus(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module", params=text.NORMALIZATIONS)
+@pytest.fixture(scope="module", params=NORMALIZATIONS)
 def folder(request, corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    text.train_sentencepiece([corpus], folder, vocab_size=70, normalization=request.param)
+    train_sentencepiece([corpus], folder, vocab_size=70, normalization=request.param)
     return folder
 
 
 @pytest.fixture
-def encoder(folder):
-    return text.TextEncoder.load(folder)
+def tokenizer(folder):
+    return Tokenizer.load(folder)
 
 
 @pytest.mark.parametrize("line", [line for line in CORPUS.split("\n") if line])
-def test_decoding_gives_the_sentence_back(encoder, line):
-    assert encoder.decode(encoder.encode(line)) == line
+def test_decoding_gives_the_sentence_back(tokenizer, line):
+    assert tokenizer.decode(tokenizer.encode(line)) == line
 
 
-def test_pieces_decode_to_the_normalised_text(encoder):
+def test_pieces_decode_to_the_normalised_text(tokenizer):
     # sentencepiece's own NFKC turns the ellipsis into three dots, which Moses does, too
-    expected = encoder.normalizer.restore(encoder.normalize(HARD_TEXT)).replace("…", "...")
-    assert encoder.decode(encoder.encode(HARD_TEXT)) == expected
+    expected = tokenizer.normalizer.restore(tokenizer.normalize(HARD_TEXT)).replace("…", "...")
+    assert tokenizer.decode(tokenizer.encode(HARD_TEXT)) == expected
 
 
 @pytest.mark.parametrize("choice", ["none", "moses"])
 def test_normalising_twice_changes_nothing(choice):
-    normalizer = text.TextNormalizer(choice)
+    normalizer = TextNormalizer(choice)
     once = normalizer.normalize(HARD_TEXT)
     assert normalizer.normalize(once) == once
 
 
-def test_moses_writes_no_html_escapes_and_no_split_dashes(encoder, folder):
-    pieces = encoder.encode('"A" & b\'s <well-known> [fact] | x')
-    joined = "".join(pieces) + (folder / text.DICTIONARY_FILE).read_text(encoding="utf-8")
+def test_moses_writes_no_html_escapes_and_no_split_dashes(tokenizer, folder):
+    pieces = tokenizer.encode('"A" & b\'s <well-known> [fact] | x')
+    joined = "".join(pieces) + (folder / DICTIONARY_FILE).read_text(encoding="utf-8")
     for escape in ("&quot;", "&amp;", "&apos;", "&lt;", "&gt;", "&#", "@-@"):
         assert escape not in joined
 
 
 def test_moses_normalises_quotes(corpus, tmp_path):
-    encoder = text.train_sentencepiece([corpus], tmp_path, vocab_size=70, normalization="moses")
-    assert encoder.normalize("“it’s”") == '"it\'s"'
+    tokenizer = train_sentencepiece([corpus], tmp_path, vocab_size=70, normalization="moses")
+    assert tokenizer.normalize("“it’s”") == '"it\'s"'
 
 
 @pytest.mark.parametrize("space", WHITE_SPACE, ids=lambda space: f"U+{ord(space):04X}")
-def test_no_piece_holds_what_fairseq_splits_at(encoder, space):
-    pieces = encoder.encode(f"the{space}river{space}{space}flows")
+def test_no_piece_holds_what_fairseq_splits_at(tokenizer, space):
+    pieces = tokenizer.encode(f"the{space}river{space}{space}flows")
     assert tokenize_line(" ".join(pieces)) == pieces
-    assert encoder.decode(pieces) == "the river flows"
+    assert tokenizer.decode(pieces) == "the river flows"
 
 
 def test_dictionary_ids_are_those_of_xlmr(folder):
     import sentencepiece
 
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / text.TOKENIZER_FILE))
-    dictionary = Dictionary.load(str(folder / text.DICTIONARY_FILE))
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / TOKENIZER_FILE))
+    dictionary = Dictionary.load(str(folder / DICTIONARY_FILE))
     assert [dictionary.index(s) for s in ("<s>", "<pad>", "</s>", "<unk>")] == [0, 1, 2, 3]
     assert len(dictionary) == len(processor) + 1  # <pad>
     for i in range(3, len(processor)):
@@ -91,47 +95,47 @@ def test_dictionary_ids_are_those_of_xlmr(folder):
 
 def test_training_twice_gives_the_same_files(corpus, tmp_path):
     for name in ("first", "second"):
-        text.train_sentencepiece([corpus], tmp_path / name, vocab_size=70)
-    names = {text.TOKENIZER_FILE, text.NORMALIZATION_FILE, text.DICTIONARY_FILE}
+        train_sentencepiece([corpus], tmp_path / name, vocab_size=70)
+    names = {TOKENIZER_FILE, NORMALIZATION_FILE, DICTIONARY_FILE}
     assert {p.name for p in (tmp_path / "first").iterdir()} == names
     for name in names:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
-def test_saved_encoder_is_the_same(encoder, tmp_path):
-    encoder.save(tmp_path / "copy")
-    copy = text.TextEncoder.load(tmp_path / "copy")
-    assert copy.encode(HARD_TEXT) == encoder.encode(HARD_TEXT)
-    assert copy.normalizer.choice == encoder.normalizer.choice
+def test_saved_encoder_is_the_same(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "copy")
+    copy = Tokenizer.load(tmp_path / "copy")
+    assert copy.encode(HARD_TEXT) == tokenizer.encode(HARD_TEXT)
+    assert copy.normalizer.choice == tokenizer.normalizer.choice
 
 
 def test_tokenizer_without_normalisation_file_is_used_as_it_is(folder, tmp_path):
-    (tmp_path / text.TOKENIZER_FILE).write_bytes((folder / text.TOKENIZER_FILE).read_bytes())
-    assert text.TextEncoder.load(tmp_path).normalizer.choice == "none"
+    (tmp_path / TOKENIZER_FILE).write_bytes((folder / TOKENIZER_FILE).read_bytes())
+    assert Tokenizer.load(tmp_path).normalizer.choice == "none"
 
 
 def test_failed_training_leaves_the_old_files(corpus, folder, tmp_path):
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     with pytest.raises(UserError):
-        text.train_sentencepiece([corpus, tmp_path / "missing.txt"], folder, vocab_size=70)
+        train_sentencepiece([corpus, tmp_path / "missing.txt"], folder, vocab_size=70)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
-def test_dictionary_of_another_tokenizer_is_refused(encoder, folder):
-    symbols = Dictionary.load(str(folder / text.DICTIONARY_FILE)).symbols
-    encoder.check_dictionary([*symbols, "<mask>", "madeupword0001"], "dict.txt")
-    encoder.check_dictionary(symbols[:-5], "dict.txt")
+def test_dictionary_of_another_tokenizer_is_refused(tokenizer, folder):
+    symbols = Dictionary.load(str(folder / DICTIONARY_FILE)).symbols
+    tokenizer.check_dictionary([*symbols, "<mask>", "madeupword0001"], "dict.txt")
+    tokenizer.check_dictionary(symbols[:-5], "dict.txt")
     with pytest.raises(UserError, match=r"dict\.txt: 1 of \d+ symbols .*'elsewhere'"):
-        encoder.check_dictionary([*symbols, "elsewhere"], "dict.txt")
+        tokenizer.check_dictionary([*symbols, "elsewhere"], "dict.txt")
 
 
-def test_encoded_file_keeps_lines_and_documents(encoder, corpus, tmp_path):
+def test_encoded_file_keeps_lines_and_documents(tokenizer, corpus, tmp_path):
     source = tmp_path / "source.txt"
     source.write_text(CORPUS.replace("hills,", "hills,\u2028") + " \u2603\n", encoding="utf-8")
-    counts = text.encode_file(encoder, source, tmp_path / "out" / "pieces.txt")
+    counts = encode_file(tokenizer, source, tmp_path / "out" / "pieces.txt")
     lines = (tmp_path / "out" / "pieces.txt").read_text(encoding="utf-8").split("\n")
     assert lines.pop() == ""
-    expected = [encoder.encode(line) for line in source.read_text(encoding="utf-8").split("\n")[:-1]]
+    expected = [tokenizer.encode(line) for line in source.read_text(encoding="utf-8").split("\n")[:-1]]
     assert [line.split(" ") if line else [] for line in lines] == expected
     assert (counts.lines, counts.documents, counts.pieces) == (6, 2, sum(map(len, expected)))
     assert counts.unknown == 1  # the snowman
@@ -141,7 +145,7 @@ def test_encoded_file_keeps_lines_and_documents(encoder, corpus, tmp_path):
 def test_lines_end_at_newlines_only(tmp_path):
     path = tmp_path / "lines.txt"
     path.write_bytes("\ufeffa\u2028b\u0085c\r\n\nd".encode())
-    assert list(raw_text.read_lines(path)) == ["a\u2028b\u0085c", "", "d"]
+    assert list(read_lines(path)) == ["a\u2028b\u0085c", "", "d"]
 
 
 @pytest.mark.parametrize(
@@ -154,13 +158,13 @@ def test_lines_end_at_newlines_only(tmp_path):
     ],
     ids=["missing", "empty", "blank", "latin-1"],
 )
-def test_bad_text_is_one_clear_error(encoder, tmp_path, content, message):
+def test_bad_text_is_one_clear_error(tokenizer, tmp_path, content, message):
     path = tmp_path / "bad.txt"
     if content is not None:
         path.write_bytes(content)
     for use in (
-        lambda: text.encode_file(encoder, path, tmp_path / "out.txt"),
-        lambda: text.train_sentencepiece([path], tmp_path / "tokenizer", vocab_size=70),
+        lambda: encode_file(tokenizer, path, tmp_path / "out.txt"),
+        lambda: train_sentencepiece([path], tmp_path / "tokenizer", vocab_size=70),
     ):
         with pytest.raises(UserError, match=message) as error:
             use()
@@ -171,38 +175,38 @@ def test_bad_text_is_one_clear_error(encoder, tmp_path, content, message):
 @pytest.mark.parametrize(("vocab_size", "message"), [(10, "below the"), (5000, r"--vocab-size \d+ or less")])
 def test_vocabulary_that_does_not_fit_the_text(corpus, tmp_path, vocab_size, message):
     with pytest.raises(UserError, match=message):
-        text.train_sentencepiece([corpus], tmp_path, vocab_size=vocab_size)
+        train_sentencepiece([corpus], tmp_path, vocab_size=vocab_size)
 
 
 def test_unknown_choices_are_refused(corpus, tmp_path):
     with pytest.raises(UserError, match="'mooses', expected one of none, moses"):
-        text.TextNormalizer("mooses")
+        TextNormalizer("mooses")
     with pytest.raises(UserError, match="expected one of unigram, bpe"):
-        text.train_sentencepiece([corpus], tmp_path, vocab_size=70, model_type="word")
+        train_sentencepiece([corpus], tmp_path, vocab_size=70, model_type="word")
 
 
 @pytest.mark.parametrize(
     "content", ["{", "[]", "{}", '{"version": 2, "normalization": "moses", "language": "en"}'], ids=str
 )
 def test_broken_normalisation_file_is_refused(folder, tmp_path, content):
-    (tmp_path / text.NORMALIZATION_FILE).write_text(content)
-    with pytest.raises(UserError, match=text.NORMALIZATION_FILE):
-        text.TextEncoder.load(tmp_path)
+    (tmp_path / NORMALIZATION_FILE).write_text(content)
+    with pytest.raises(UserError, match=NORMALIZATION_FILE):
+        Tokenizer.load(tmp_path)
 
 
 def test_missing_and_broken_tokenizer_are_refused(tmp_path):
     with pytest.raises(UserError, match="no sentencepiece model there"):
-        text.TextEncoder.load(tmp_path)
-    (tmp_path / text.TOKENIZER_FILE).write_text("not a model")
+        Tokenizer.load(tmp_path)
+    (tmp_path / TOKENIZER_FILE).write_text("not a model")
     with pytest.raises(UserError, match="not a sentencepiece model"):
-        text.TextEncoder.load(tmp_path)
+        Tokenizer.load(tmp_path)
 
 
 def test_import_needs_the_standard_library_only():
     code = (
         "import sys, types; package = types.ModuleType('rt_plugin'); package.__path__ = [sys.argv[1]]\n"
-        "sys.modules['rt_plugin'] = package; import rt_plugin.text.tokenizer\n"
+        "sys.modules['rt_plugin'] = package; import rt_plugin.text.encode_file, rt_plugin.text.train\n"
         "assert not {'torch', 'fairseq', 'numpy', 'sentencepiece', 'sacremoses'} & set(sys.modules)"
     )
-    folder = text.__file__.rpartition("/")[0].rpartition("/")[0]
+    folder = read_lines.__globals__["__file__"].rpartition("/")[0].rpartition("/")[0]
     subprocess.run([sys.executable, "-c", code, folder], check=True)
