@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "ops": ("errors", "reference"),
     "modules": ("errors", "reference", "ops"),
     "console": _GROUND,
+    "backends": (*_GROUND, "console", "ops"),
     "model_folder": (*_GROUND, "console"),
     "repairs": _FILES,  # what a training starts from is the model folder's knowledge
     "text": _FILES,

@@ -16,7 +16,7 @@ from architecture import COMPOSITION_ROOTS, REPOSITORY, arrows, modules, read_im
 PICTURE = REPOSITORY / "docs" / "figures" / "architecture.svg"
 # room -> column, row from below; the order of the rows is that of the imports
 PLACES = {
-    **{"reference": (0, 1), "csrc": (1, 1), "ops": (0, 2), "modules": (0, 3), "model": (0, 5)},
+    **{"reference": (0, 1), "csrc": (1, 1), "ops": (0, 2), "modules": (0, 3), "backends": (1, 2), "model": (0, 5)},
     **{"repairs": (1, 3), "hub": (1, 4), "glue": (1, 5), "tasks": (1, 6)},
     **{"console": (2, 1), "model_folder": (2, 2), "text": (2, 3), "corpus": (2, 4)},
     **{"evaluation": (2, 5), "criterions": (2, 6), "pretrain": (3, 3)},
