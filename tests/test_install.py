@@ -82,6 +82,18 @@ def test_wheel_holds_one_top_level_package(wheel):
     assert {name for name in names if not name.endswith(".dist-info")} == {"rt_plugin"}
 
 
+def test_the_types_are_for_others_to_check(wheel):
+    assert "rt_plugin/py.typed" in zipfile.ZipFile(wheel).namelist()
+
+
+def test_one_version_in_all_places(wheel):
+    citation = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
+    (version,) = re.findall(r"^version: (\S+)$", citation, re.MULTILINE)
+    assert wheel.name.startswith(f"rt_plugin-{version}-")
+    newest = next(line for line in (REPOSITORY / "CHANGELOG.md").read_text().splitlines() if line.startswith("## "))
+    assert newest.split()[1] == version
+
+
 def test_installed_package_works_from_any_folder(wheel, tmp_path):
     site = tmp_path / "site"
     pip("--target", site, wheel)
