@@ -26,7 +26,7 @@ _STYLE = {
     **{"font.size": 8, "axes.titlesize": 9, "figure.titlesize": 10, "legend.frameon": False},
     **{"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False},
     **{"lines.linewidth": 1.4, "lines.markersize": 4, "savefig.dpi": DOTS_PER_INCH},
-    **{"svg.hashsalt": "rt_plugin"},  # the same file from the same data
+    **{"svg.hashsalt": "rt_plugin", "svg.fonttype": "none"},  # the same names every time; text stays text
 }
 
 

@@ -1,5 +1,7 @@
 """Draws the curves of several trainings against updates, tokens and hours, and tabulates where they ended.
 
+Tokens have a panel where the runs differ in how many they read an update.
+
 Example: rt-plugin plot runs/mini runs/mini-alternate runs/mini-roberta --out runs/curves.png
 """
 
@@ -9,7 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rt_plugin.console import commands
+from rt_plugin.console import commands, figures
 from rt_plugin.console.tables import plain_table
 from rt_plugin.errors import UserError
 from rt_plugin.pretrain.log import read_log
@@ -69,24 +71,26 @@ def with_totals(records: list[dict]) -> list[dict]:
 
 def plot(runs: dict[str, list[dict]], measure: str, path: Path) -> None:
     """Training thin, validation with dots; one panel for each way to count effort."""
-    import matplotlib
+    axes_names = _x_axes(runs)
+    colours = figures.colours(list(runs))
+    title = f"{MEASURES[measure].split(',')[0].capitalize()} (thin: in training, dots: validation)"
+    with figures.panels(path, len(axes_names), title, height=2.8, sharey=True) as panels:
+        for axes, (key, name) in zip(panels, axes_names.items(), strict=True):
+            for label, records in runs.items():
+                for split, style in (("train", {"lw": 0.8, "alpha": 0.5}), ("valid", {"marker": ".", "label": label})):
+                    chosen = [r for r in records if r["split"] == split and measure in r]
+                    axes.plot([r[key] for r in chosen], [r[measure] for r in chosen], color=colours[label], **style)
+            axes.set_xlabel(name)
+        panels[0].set_ylabel(MEASURES[measure])
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(X_AXES), figsize=(5 * len(X_AXES), 4.2), sharey=True, layout="constrained")
-    for axes, (key, name) in zip(panels, X_AXES.items(), strict=True):
-        for i, (label, records) in enumerate(runs.items()):
-            for split, style in (("train", {"lw": 0.8, "alpha": 0.5}), ("valid", {"marker": ".", "label": label})):
-                chosen = [r for r in records if r["split"] == split and measure in r]
-                axes.plot([r[key] for r in chosen], [r[measure] for r in chosen], color=f"C{i}", **style)
-        axes.set_xlabel(name)
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel(MEASURES[measure])
-    panels[0].legend(title="dots: validation")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+def _x_axes(runs: dict[str, list[dict]]) -> dict[str, str]:
+    """Those of `X_AXES` that say something new: with the same tokens an update in all runs, the updates count both."""
+    tokens = [1e6 * records[-1]["tokens"] / max(1, records[-1]["update"]) for records in runs.values()]
+    if max(tokens) > 1.01 * min(tokens):
+        return X_AXES
+    each = f" of {sum(tokens) / len(tokens):,.0f} tokens" if min(tokens) else ""
+    return {"update": f"updates{each}", "hours": X_AXES["hours"]}
 
 
 def table(runs: dict[str, list[dict]]) -> list[dict]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -13,12 +14,12 @@ def plot(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def write_run(folder, loss):
+def write_run(folder, loss, tokens=5e4):
     """Two attempts: the first ended after update 30, the second went on from update 20."""
     folder.mkdir()
     updates = [10, 20, 30, 30, 40]
     records = [
-        {"split": "train", "update": u, "loss": loss - u / 100, "tokens_per_update": 5e4, "seconds": 36.0 * u}
+        {"split": "train", "update": u, "loss": loss - u / 100, "tokens_per_update": tokens, "seconds": 36.0 * u}
         for u in updates
     ]
     records.insert(2, {"split": "valid", "update": 20, "loss": loss, "perplexity": 2**loss})
@@ -40,6 +41,18 @@ def test_curves_and_table_of_two_runs(tmp_path):
     assert [float(row["million_tokens"]) for row in rows] == [2.0, 2.0]  # 40 updates of 50,000; none counted twice
     assert [float(row["hours"]) for row in rows] == [0.4, 0.4]
     assert [float(row["validation_loss_bits"]) for row in rows] == [8.0, 7.0]
+
+
+def test_no_panel_repeats_another(tmp_path):
+    """With the same tokens an update in all runs, a panel of tokens would be that of the updates again."""
+    for name, tokens in (("a", 5e4), ("b", 5e4), ("c", 1e5)):
+        write_run(tmp_path / name, 9.0, tokens)
+    for others, texts in (("b", ("updates of 50,000 tokens", "hours")), ("bc", ("updates", "million tokens", "hours"))):
+        out = tmp_path / f"{others}.svg"
+        result = plot(tmp_path / "a", *(tmp_path / name for name in others), "--out", out)
+        assert result.returncode == 0, result.stderr
+        labels = re.findall(r"<text [^>]*>((?:updates|million tokens|hours)[^<]*)</text>", out.read_text())
+        assert tuple(labels) == texts
 
 
 @pytest.mark.parametrize(
