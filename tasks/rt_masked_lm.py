@@ -1,7 +1,9 @@
 """The masked-LM pretraining task: fairseq's, with errors that say what to do and a model folder that is complete."""
 
+import hashlib
 import logging
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,26 +22,37 @@ from fairseq.data.shorten_dataset import maybe_shorten_dataset
 from fairseq.tasks import register_task
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 
+from rt_plugin.blocks.ahead import Ahead
+from rt_plugin.blocks.batches import BatchIterator, BatchOptions, load_batches, order_by_size
+from rt_plugin.blocks.cutting import split_sentences
+from rt_plugin.blocks.dataset import FOLDER, BlockDataset, BlockOptions, TokenFiles
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE, copy_files
 from rt_plugin.text.tokenizer import Tokenizer
 
 from .masking import MaskedDataset, Masker, Side
 
-
-@dataclass
-class RtMaskedLMConfig(MaskedLMConfig):
-    """The options of fairseq's masked_lm task."""
-
-
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class RtMaskedLMConfig(MaskedLMConfig):
+    """The options of fairseq's masked_lm task, and where blocks and batches are kept."""
+
+    index_folder: str = field(
+        default="",
+        metadata={
+            "help": "where blocks and batches, worked out once, are kept for the next start and for other processes "
+            "(default: the folder `blocks` in each data folder); for data that cannot be written to"
+        },
+    )
+
+
 class SplitSentencesDataset(BaseWrapperDataset):
-    """Sentences, the longer ones cut into nearly equal parts of at most `max_length` tokens.
+    """Sentences, the longer ones cut into nearly equal parts of at most `max_length` tokens (see `split_sentences`).
 
     fairseq makes a block of its own of a sentence that is longer than a block, then drops it in training and stops at
-    it in validation. Equal parts, because a part of one token would read as the end of a document.
+    it in validation. Memory is needed for the sentences that are cut alone, and for the lengths.
 
     Args:
         dataset: items are (length,) int64 tensors; `dataset.sizes` holds their lengths.
@@ -48,19 +61,26 @@ class SplitSentencesDataset(BaseWrapperDataset):
 
     def __init__(self, dataset, max_length: int):
         super().__init__(dataset)
-        sizes = np.asarray(dataset.sizes, dtype=np.int64)
-        parts = np.maximum(1, -(-sizes // max_length))
-        self._sentence = np.repeat(np.arange(len(sizes)), parts)
-        number = np.arange(len(self._sentence)) - np.repeat(np.cumsum(parts) - parts, parts)
-        self._start = number * sizes[self._sentence] // parts[self._sentence]
-        self._sizes = (number + 1) * sizes[self._sentence] // parts[self._sentence] - self._start
+        sizes = np.asarray(dataset.sizes)
+        self._sizes = split_sentences(sizes, max_length)
+        self._cut = np.flatnonzero(sizes > max_length)  # sentences
+        added = np.cumsum(-(-sizes[self._cut].astype(np.int64) // max_length) - 1)  # parts, up to each and with it
+        self._first = self._cut + np.concatenate([[0], added])[:-1]  # the first part of each
+        self._added = added
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        start = self._start[index]
-        return self.dataset[int(self._sentence[index])][start : start + self._sizes[index]]
+        number = int(np.searchsorted(self._first, index, side="right")) - 1  # the last that was cut before, or is
+        if number < 0 or index > self._first[number] + self._parts(number) - 1:
+            return self.dataset[int(index - (self._added[number] if number >= 0 else 0))]
+        first = int(self._first[number])
+        start = int(self._sizes[first:index].sum())
+        return self.dataset[int(self._cut[number])][start : start + int(self._sizes[index])]
+
+    def _parts(self, number: int) -> int:
+        return int(self._added[number] - (self._added[number - 1] if number else 0)) + 1
 
     def __len__(self) -> int:
-        return len(self._sentence)
+        return len(self._sizes)
 
     @property
     def sizes(self) -> np.ndarray:
@@ -71,6 +91,24 @@ class SplitSentencesDataset(BaseWrapperDataset):
 
     def size(self, index: int) -> int:
         return int(self._sizes[index])
+
+
+class MaskedSplit(BaseWrapperDataset):
+    """What training reads of a split, and the blocks that its batches are made of.
+
+    Args:
+        dataset: items as the criterion wants them.
+        blocks: their tokens.
+        seed: of the order of blocks of one length.
+    """
+
+    def __init__(self, dataset, blocks: BlockDataset, seed: int):
+        super().__init__(dataset)
+        self.blocks = blocks
+        self._seed = seed
+
+    def ordered_indices(self) -> np.ndarray:
+        return order_by_size(np.asarray(self.blocks.sizes), self._seed)
 
 
 @register_task("rt_masked_lm", dataclass=RtMaskedLMConfig)
@@ -84,6 +122,7 @@ class RtMaskedLMTask(MaskedLMTask):
 
     def __init__(self, cfg: RtMaskedLMConfig, dictionary: Dictionary):
         super().__init__(cfg, dictionary)
+        self._ahead = Ahead()
         self.data_folder = _first_folder(cfg.data)
         tokenizer = self.data_folder / TOKENIZER_FILE
         if tokenizer.is_file():
@@ -117,10 +156,92 @@ class RtMaskedLMTask(MaskedLMTask):
         blocks = self._load_dataset_split(split, epoch, combine)
         masked = MaskedDataset(blocks, masker)
         targets = RightPadDataset(Side(masked, 1), pad_idx=self.source_dictionary.pad())
+        dataset = self._regular_dataset(Side(masked, 0), targets)
+        if isinstance(blocks, BlockDataset):
+            self.datasets[split] = MaskedSplit(dataset, blocks, self.cfg.seed)
+            return
         with data_utils.numpy_seed(self.cfg.seed):
             shuffled = np.random.permutation(len(blocks))
-        dataset = self._regular_dataset(Side(masked, 0), targets)
         self.datasets[split] = SortDataset(dataset, sort_order=[shuffled, blocks.sizes])
+
+    def get_batch_iterator(
+        self,
+        dataset,
+        max_tokens=None,
+        max_sentences=None,
+        max_positions=None,
+        ignore_invalid_inputs=False,
+        required_batch_size_multiple=1,
+        seed=1,
+        num_shards=1,
+        shard_id=0,
+        num_workers=0,
+        epoch=1,
+        data_buffer_size=0,
+        disable_iterator_cache=False,
+        skip_remainder_batch=False,
+        grouped_shuffling=False,
+        update_epoch_batch_itr=False,
+    ):
+        """fairseq's, from batches that are kept on disk where the data allow it; the arguments are fairseq's.
+
+        Workers begin anew with every epoch: those that fairseq keeps would go on with the masks of the first one.
+        """
+        common = {
+            "seed": seed,
+            "num_shards": num_shards,
+            "shard_id": shard_id,
+            "num_workers": num_workers,
+            "epoch": epoch,
+            "skip_remainder_batch": skip_remainder_batch,
+            "grouped_shuffling": grouped_shuffling,
+        }
+        options = BatchOptions(
+            self.cfg.seed,
+            max_tokens,
+            max_sentences,
+            required_batch_size_multiple,
+            max_positions,
+            ignore_invalid_inputs,
+        )
+        if not isinstance(dataset, MaskedSplit):
+            iterator = super().get_batch_iterator(
+                dataset,
+                max_tokens,
+                max_sentences,
+                max_positions,
+                ignore_invalid_inputs,
+                required_batch_size_multiple,
+                data_buffer_size=data_buffer_size,
+                disable_iterator_cache=disable_iterator_cache,
+                update_epoch_batch_itr=update_epoch_batch_itr,
+                **common,
+            )
+            iterator.reuse_dataloader = iterator.persistent_workers = False
+            return iterator
+        reusable = not disable_iterator_cache and not update_epoch_batch_itr and self.can_reuse_epoch_itr(dataset)
+        if reusable and dataset in self.dataset_to_epoch_iter:
+            return self.dataset_to_epoch_iter[dataset]
+        dataset.set_epoch(epoch)
+        batches = load_batches(dataset.blocks, options)
+        if batches.blocks < len(dataset):
+            left_out = len(dataset) - batches.blocks
+            logger.warning("%d of %d blocks are left out: longer than %s", left_out, len(dataset), max_positions)
+        iterator = BatchIterator(
+            dataset,
+            dataset.collater,
+            batches,
+            buffer_size=data_buffer_size,
+            reuse_dataloader=False,
+            persistent_workers=False,
+            **common,
+        )
+        if reusable:
+            self.dataset_to_epoch_iter[dataset] = iterator
+        if disable_iterator_cache and self.has_sharded_data(dataset.blocks.name):  # as fairseq asks for in training
+            following = self._prefix(dataset.blocks.name, epoch + 1)
+            self._ahead.prepare(following, self._index_folder(following.parent), self._block_options(), options)
+        return iterator
 
     def _masker(self) -> Masker:
         cfg = self.cfg
@@ -142,18 +263,48 @@ class RtMaskedLMTask(MaskedLMTask):
 
     def _load_dataset_split(self, split, epoch, combine):
         """The blocks of a split, `<s>` first, without masks; fairseq's own, but for sentences longer than a block."""
+        path = self._prefix(split, epoch)
+        alone = not (combine and path.with_name(f"{split}1.idx").exists())
+        if alone and self.cfg.shorten_method == "none" and TokenFiles.are_there(path):
+            blocks = BlockDataset(
+                path,
+                self._block_options(),
+                self._index_folder(path.parent),
+                self.source_dictionary.bos(),
+                self.source_dictionary.eos(),
+            )
+        else:
+            blocks = self._blocks_of_sentences(path, combine)
+        logger.info("%s: %d blocks of at most %d tokens", path, len(blocks), self.cfg.tokens_per_sample)
+        return blocks
+
+    def _prefix(self, split: str, epoch: int) -> Path:
+        """The files of a split in the folder that this epoch reads, without their endings."""
         folders = utils.split_paths(self.cfg.data)
-        path = Path(folders[(epoch - 1) % len(folders)]) / split
+        return Path(folders[(epoch - 1) % len(folders)]) / split
+
+    def _block_options(self) -> BlockOptions:
+        return BlockOptions(self.cfg.tokens_per_sample - 1, str(self.cfg.sample_break_mode))  # one less for <s>
+
+    def _index_folder(self, data: Path) -> Path:
+        """Where blocks and batches of a data folder are kept."""
+        if not self.cfg.index_folder:
+            return data / FOLDER
+        path = os.path.abspath(data)  # every shard has a split of that name
+        return Path(self.cfg.index_folder) / f"{data.name}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+
+    def _blocks_of_sentences(self, path: Path, combine: bool):
+        """The blocks where they are not runs of tokens of one file: by fairseq, in the memory of every process."""
         sentences = data_utils.load_indexed_dataset(str(path), self.source_dictionary, combine=combine)
         if sentences is None:
             raise UserError(
-                f"split {split!r} is missing in {path.parent} (splits there: {_splits(path.parent)}); binarise it with "
-                "fairseq-preprocess, or name another with --train-subset or --valid-subset"
+                f"split {path.name!r} is missing in {path.parent} (splits there: {_splits(path.parent)}); binarise it "
+                "with fairseq-preprocess, or name another with --train-subset or --valid-subset"
             )
         block_length = self.cfg.tokens_per_sample - 1  # one less for <s>
         sentences = maybe_shorten_dataset(
             sentences,
-            split,
+            path.name,
             self.cfg.shorten_data_split_list,
             self.cfg.shorten_method,
             self.cfg.tokens_per_sample,
@@ -169,7 +320,6 @@ class RtMaskedLMTask(MaskedLMTask):
             eos=self.source_dictionary.eos(),
             break_mode=self.cfg.sample_break_mode,
         )
-        logger.info("%s: %d blocks of at most %d tokens", path, len(blocks), self.cfg.tokens_per_sample)
         return PrependTokenDataset(blocks, self.source_dictionary.bos())
 
     def write_model_folder(self, save_dir: str) -> None:

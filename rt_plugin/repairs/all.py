@@ -438,7 +438,8 @@ def process_count_on_resume(patches: Patches) -> None:
 
 def _fingerprint_of_batches(iterator: EpochBatchIterator) -> tuple[int, int, int]:
     """How many batches an epoch has, a checksum of their sizes, and the seed of their order."""
-    sizes = np.fromiter(map(len, iterator.frozen_batches), dtype=np.int64)
+    batches = iterator.frozen_batches
+    sizes = batches.sizes if hasattr(batches, "sizes") else np.fromiter(map(len, batches), dtype=np.int64)
     return len(sizes), zlib.crc32(sizes.tobytes()), iterator.seed
 
 
