@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "console": _GROUND,
     "backends": (*_GROUND, "console", "ops"),
     "model_folder": (*_GROUND, "console"),
+    "blocks": (*_GROUND, "console"),
     "repairs": _FILES,  # what a training starts from is the model folder's knowledge
     "text": _FILES,
     "hub": _TEXT,
@@ -33,7 +34,7 @@ MAY_IMPORT = {
     "pretrain": _TEXT,
     "glue": (*_TEXT, "hub"),
     "evaluation": (*_TEXT, "hub"),
-    "tasks": (*_TEXT, "glue"),
+    "tasks": (*_TEXT, "blocks", "glue"),
     "criterions": (*_TEXT, "glue"),
 }
 COMPOSITION_ROOTS = ("__init__", "__main__")  # may import everything

@@ -58,6 +58,7 @@ def memory() -> dict[str, int]:
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {
         "private": sizes["Private_Clean"] + sizes["Private_Dirty"],
+        "anonymous": sizes["Anonymous"],
         "shared": sizes["Shared_Clean"] + sizes["Shared_Dirty"],
         "peak": int(status["VmHWM"].split()[0]) << 10,
     }
@@ -177,10 +178,9 @@ def main() -> None:
         read(str(arguments.read), *words, arguments.tokens_per_sample, arguments.max_tokens)
         return
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, numpy {np.__version__}")
-    print(
-        "| sentences | tokens | start | start-up, s | private, MiB | shared, MiB | peak, MiB | on disk, MiB | tokens/s |"
-    )
-    print("| ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print(f"{arguments.processes} processes; MiB of one of them, beyond Python, torch and fairseq")
+    headings = "sentences | tokens | start | start-up, s | private | of it no file | shared | peak | on disk | tokens/s"
+    print(f"| {headings} |\n| ---: | ---: | --- |{' ---: |' * 7}", flush=True)
     figures = []
     for millions in arguments.sentences:
         folder = Path(tempfile.mkdtemp(prefix="benchmark_data", dir=arguments.folder)) / "data"
@@ -193,12 +193,10 @@ def main() -> None:
                 )
                 row = {"sentences": int(millions * 1e6), "tokens": tokens, "start": start, "kept": kept, **row}
                 figures.append(row)
-                print(
-                    f"| {millions:g} M | {tokens / 1e6:,.0f} M | {start} | {row['start_up_seconds']:.2f} | "
-                    f"{row['private'] / 2**20:,.1f} | {row['shared'] / 2**20:,.1f} | {row['peak'] / 2**20:,.1f} | "
-                    f"{kept / 2**20:,.1f} | {row['tokens_per_second']:,.0f} |",
-                    flush=True,
-                )
+                sizes = [row[name] for name in ("private", "anonymous", "shared", "peak")] + [kept]
+                cells = [f"{millions:g} M", f"{tokens / 1e6:,.0f} M", start, f"{row['start_up_seconds']:.2f}"]
+                cells += [f"{size / 2**20:,.1f}" for size in sizes] + [f"{row['tokens_per_second']:,.0f}"]
+                print(f"| {' | '.join(cells)} |", flush=True)
         finally:
             shutil.rmtree(folder.parent)
     if arguments.out:
