@@ -19,7 +19,7 @@ PLACES = {
     **{"reference": (0, 1), "csrc": (1, 1), "ops": (0, 2), "modules": (0, 3), "backends": (1, 2), "model": (0, 5)},
     **{"repairs": (1, 3), "hub": (1, 4), "glue": (1, 5), "tasks": (1, 6)},
     **{"console": (2, 1), "model_folder": (2, 2), "text": (2, 3), "corpus": (2, 4)},
-    **{"evaluation": (2, 5), "criterions": (2, 6), "pretrain": (3, 3), "blocks": (3, 2)},
+    **{"evaluation": (2, 5), "criterions": (2, 6), "pretrain": (3, 3), "blocks": (3, 5)},
 }
 GROUND = ("errors", "_after_import", "_location", "_version")
 TOP_FLOORS = 7
