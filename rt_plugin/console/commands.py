@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from rt_plugin.errors import UserError
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
+_EXTRAS = {"fairseq": "fairseq", "sklearn": "fairseq", "scipy": "fairseq", "matplotlib": "plots"}  # see pyproject.toml
 
 
 def parser(verb: str, description: str, **options) -> argparse.ArgumentParser:
@@ -24,7 +25,8 @@ def parser(verb: str, description: str, **options) -> argparse.ArgumentParser:
 def run(verb: str, action: Callable[[], None], when_stopped: str = "stopped") -> int:
     """Do the work of `rt-plugin VERB`; returns its exit status.
 
-    A `UserError` is printed to standard error in one line, and `when_stopped` after Ctrl-C. SIGTERM and the end of the
+    A `UserError` is printed to standard error in one line, and so is a package that is missing, an optional one;
+    `when_stopped` after Ctrl-C. SIGTERM and the end of the
     terminal (SIGHUP, unless nohup has it ignored) count as Ctrl-C, so that `finally` blocks run.
     """
     heeded = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
@@ -36,6 +38,13 @@ def run(verb: str, action: Callable[[], None], when_stopped: str = "stopped") ->
         action()
     except UserError as error:
         print(f"rt-plugin {verb}: error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        advice = f"install rt-plugin[{_EXTRAS[package]}] (docs/install.md)"
+        print(f"rt-plugin {verb}: error: {package} is not installed, which this needs; {advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nrt-plugin {verb}: {when_stopped}", file=sys.stderr, flush=True)

@@ -108,7 +108,7 @@ def _markdown(runs: Sequence[Run]) -> str:
     parts += ["\n".join(filter(None, differences))] if any(differences) else []
     accuracies = [run.paradigms() for run in runs]
     rows = [[name, first.phenomena[name], *(_cell(a.get(name)) for a in accuracies)] for name in first.scores]
-    parts += ["## Paradigms", markdown_table(["paradigm", "phenomenon", *headings], rows, left=2)]
+    parts += ["## Paradigms", markdown_table(["paradigm", "phenomenon", *headings], rows, left=(0, 1))]
     parts.append("![Accuracy by phenomenon](accuracy.png)")
     return "\n\n".join(parts) + "\n"
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rt_plugin.console import commands
+from rt_plugin.console.tables import plain_table
 from rt_plugin.errors import UserError
 from rt_plugin.glue.download import download, read_sources
 from rt_plugin.glue.readers import Example, read_examples, source_files, source_folder
@@ -174,18 +175,14 @@ def chosen_tasks(names: Sequence[str] | None, glue_dir: Path) -> list[tuple[Glue
 
 def format_table(counts: dict[str, dict[str, SplitCounts]]) -> str:
     """A table of all counts, one line a split."""
-    rows = [("task", "split", "file", "rows", "tokens", "unknown", "labels")]
+    rows = []
     for task, splits in counts.items():
         for split, c in splits.items():
             labels = ", ".join(f"{name} {number:,}" for name, number in sorted(c.labels.items())) or "-"
             unknown = f"{100 * c.unknown / max(1, c.tokens):.2f} %"
             rows.append((task, split, c.file, f"{c.rows:,}", f"{c.tokens:,}", unknown, labels))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    aligned = [
-        [cell.rjust(w) if 3 <= i <= 5 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        for row in rows
-    ]
-    return "\n".join("  ".join(row).rstrip() for row in aligned)
+    headings = ("task", "split", "file", "rows", "tokens", "unknown", "labels")
+    return plain_table(headings, rows, left=(0, 1, 2, 6))
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

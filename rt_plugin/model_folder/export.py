@@ -11,19 +11,22 @@ RecurrentRobertaModel.from_pretrained, fine-tune it like any model folder.
 Example: rt-plugin export runs/mini exported/mini --notes data_and_licence.md
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from rt_plugin.console import commands
 from rt_plugin.console.files import replacing
 from rt_plugin.errors import UserError
-from rt_plugin.model_folder.checkpoint import find_checkpoint, read_checkpoint
 from rt_plugin.model_folder.files import BESIDE_CHECKPOINTS, BEST_CHECKPOINT, copy_files
+
+if TYPE_CHECKING:
+    import torch
 
 EXPORTED_FILE = BEST_CHECKPOINT  # what from_pretrained loads unless told otherwise
 PRECISIONS = ("float16", "bfloat16", "float32")
@@ -46,6 +49,10 @@ def export(model: Path, out: Path, checkpoint: str, precision: str, notes: Path 
         UserError: a file is missing or unreadable, `out` is `model` or a file or cannot be written, or weights do not
             fit the precision.
     """
+    import torch
+
+    from rt_plugin.model_folder.checkpoint import find_checkpoint, read_checkpoint
+
     source = find_checkpoint(model, checkpoint)
     if out.resolve() == model.resolve():
         raise UserError(f"{out}: is the folder of the training itself; give another one")

@@ -14,6 +14,10 @@ def fail():
     raise UserError("nothing there")
 
 
+def use_matplotlib():
+    raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib.pyplot")
+
+
 def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(10)
@@ -24,9 +28,15 @@ def terminate():
     [
         (lambda: None, 0, ""),
         (fail, 1, "rt-plugin pretrain: error: nothing there\n"),
+        (
+            use_matplotlib,
+            1,
+            "rt-plugin pretrain: error: matplotlib is not installed, which this needs; install rt-plugin[plots] "
+            "(docs/install.md)\n",
+        ),
         (terminate, 130, "\nrt-plugin pretrain: resume it\n"),
     ],
-    ids=["done", "mistake", "stopped"],
+    ids=["done", "mistake", "no extra", "stopped"],
 )
 def test_ends_with_a_status_and_one_line(action, status, said, capsys):
     assert commands.run("pretrain", action, "resume it") == status

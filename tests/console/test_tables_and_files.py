@@ -17,8 +17,16 @@ def test_plain_table_leaves_cells_as_they_are():
     ]
 
 
+def test_any_column_may_be_to_the_left():
+    assert plain_table(HEADINGS, ROWS, left=(0, 2)).splitlines() == [
+        "task      rows  labels",
+        "QNLI     1,234  -",
+        "RTE       5e-4  a 1, b 20",
+    ]
+
+
 def test_markdown_table_names_the_sides():
-    lines = markdown_table(HEADINGS, ROWS, left=2).splitlines()
+    lines = markdown_table(HEADINGS, ROWS, left=(0, 1)).splitlines()
     assert [cell.strip() for cell in lines[0].strip("|").split("|")] == list(HEADINGS)
     assert [cell.strip("-") for cell in lines[1].strip("|").split("|")] == [":", ":", ":"]
     assert [cell.endswith(":") for cell in lines[1].strip("|").split("|")] == [False, False, True]
