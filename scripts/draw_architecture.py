@@ -16,15 +16,16 @@ from architecture import COMPOSITION_ROOTS, REPOSITORY, arrows, modules, read_im
 PICTURE = REPOSITORY / "docs" / "figures" / "architecture.svg"
 # room -> column, row from below; the order of the rows is that of the imports
 PLACES = {
-    **{"reference": (0, 1), "csrc": (1, 1), "ops": (0, 2), "modules": (0, 3), "backends": (1, 2), "model": (0, 5)},
-    **{"repairs": (1, 3), "hub": (1, 4), "glue": (1, 5), "tasks": (1, 6)},
-    **{"console": (2, 1), "model_folder": (2, 2), "text": (2, 3), "corpus": (2, 4)},
-    **{"evaluation": (2, 5), "criterions": (2, 6), "pretrain": (3, 3), "blocks": (3, 5)},
+    **{"reference": (0, 1), "csrc": (1, 1), "model_folder": (2, 1), "repairs": (3, 1)},
+    **{"ops": (0, 2), "backends": (1, 2), "text": (2, 2), "pretrain": (3, 2)},
+    **{"modules": (0, 3), "hub": (1, 3), "corpus": (2, 3)},
+    **{"model": (0, 4), "glue": (1, 4), "evaluation": (2, 4), "blocks": (3, 4)},
+    **{"tasks": (1, 5), "criterions": (2, 5)},
 }
-GROUND = ("errors", "_after_import", "_location", "_version")
-TOP_FLOORS = 7
-WIDTH, HEIGHT, GAP, MARGIN, BAND = 240, 140, 30, 20, 46
+GROUND = ("console", "errors", "_after_import", "_location", "_version")  # serve everybody
+WIDTH, HEIGHT, GAP, MARGIN, BAND = 240, 152, 30, 20, 46
 COLUMNS = 1 + max(column for column, _ in PLACES.values())
+ROWS = max(row for _, row in PLACES.values())
 OP_ROOMS = ("csrc", "reference", "ops", "modules", "model")
 CSRC = "The operation in C++ and CUDA, compiled when the package is installed."
 STYLE = (
@@ -45,12 +46,12 @@ def draw() -> str:
     """The picture as SVG."""
     files = modules()
     left, width = MARGIN, COLUMNS * (WIDTH + GAP) - GAP
-    height = 2 * MARGIN + 2 * (BAND + GAP) + (TOP_FLOORS - 1) * (HEIGHT + GAP) - GAP
-    top = " and ".join(f"{name}.py" for name in COMPOSITION_ROOTS)
-    ground = ", ".join(f"{name}.py" for name in GROUND)
+    height = 2 * MARGIN + 2 * (BAND + GAP) + ROWS * (HEIGHT + GAP) - GAP
+    top = " and ".join(_title(room, files) for room in COMPOSITION_ROOTS)
+    ground = ", ".join(_title(room, files) for room in GROUND)
     shapes = [
         _box(left, MARGIN, width, BAND, "band", top, "registration with fairseq, and the command: import every room"),
-        _box(left, height - MARGIN - BAND, width, BAND, "band", ground, "need nothing: every room may import them"),
+        _box(left, height - MARGIN - BAND, width, BAND, "band", ground, "used everywhere: arrows to them are left out"),
     ]
     graph = _without_what_follows(_graph(files))
     shapes += [_arrow(source, target, height) for source in sorted(graph) for target in sorted(graph[source])]
@@ -105,12 +106,14 @@ def _room(room: str, files: dict[str, Path], height: int) -> str:
     name = f"rt_plugin.{room}"
     purpose = (ast.get_docstring(ast.parse(own[name].read_text(encoding="utf-8"))) or "").split("\n")[0]
     parts = sorted(module.removeprefix(f"{name}.") for module in own if module != name)
-    place = files[name].relative_to(REPOSITORY)
-    title = f"{place.parent}/" if place.name == "__init__.py" else place.name
     kind = "op" if room in OP_ROOMS else "room"
-    return _box(
-        *_corner(room, height), WIDTH, HEIGHT, kind, title.removeprefix("rt_plugin/"), purpose, ", ".join(parts)
-    )
+    return _box(*_corner(room, height), WIDTH, HEIGHT, kind, _title(room, files), purpose, ", ".join(parts))
+
+
+def _title(room: str, files: dict[str, Path]) -> str:
+    """As the room is called on disk: `text/` or `ops.py`."""
+    path = files.get(f"rt_plugin.{room}")
+    return f"{room}/" if path is not None and path.name == "__init__.py" else f"{room}.py"
 
 
 def _box(x: int, y: int, width: int, height: int, kind: str, name: str, purpose: str, files: str = "") -> str:
@@ -124,9 +127,12 @@ def _box(x: int, y: int, width: int, height: int, kind: str, name: str, purpose:
 
 
 def _arrow(source: str, target: str, height: int) -> str:
-    """From the lower edge of the one that imports to the upper edge of what is imported."""
+    """From the one that imports to what is imported: from edge to edge of neighbours, else from above to below."""
     (x1, y1), (x2, y2) = _corner(source, height), _corner(target, height)
     shift = (x1 < x2) - (x1 > x2)  # arrows from the side end beside those from above
+    if y1 == y2:
+        edges = (x1 + WIDTH, x2) if shift > 0 else (x1, x2 + WIDTH)
+        return f'<path d="M{edges[0]} {y1 + HEIGHT // 2}H{edges[1]}" marker-end="url(#head)"/>'
     start, end = (x1 + WIDTH // 2 + 50 * shift, y1 + HEIGHT), (x2 + WIDTH // 2 - 60 * shift, y2)
     bend = (end[1] - start[1]) // 2
     curve = f"M{start[0]} {start[1]}C{start[0]} {start[1] + bend} {end[0]} {end[1] - bend} {end[0]} {end[1]}"
