@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all, checksums of files, and what a log ends with."""
+"""Files and folders that appear whole or not at all, checksums of files, and what a log ends with."""
 
 import contextlib
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -45,6 +46,29 @@ def writing(target: str | os.PathLike) -> Iterator[BinaryIO]:
             yield file
     except OSError as error:
         raise UserError(f"{target}: cannot write the file ({error.strerror}); is the disk full or read-only?") from None
+
+
+@contextlib.contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """A folder that takes the target's place when the block ends well; until then, and on failure, the target stays.
+
+    What a killed process leaves, `.<target>.partial`, is removed by the next attempt.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    partial, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            os.replace(target, old)  # one folder cannot take another's place in one step
+        os.replace(partial, target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def sha256(*paths: Path) -> str:

@@ -10,7 +10,6 @@ import http.client
 import json
 import os
 import shutil
-import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -19,7 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from rt_plugin.console.files import replacing, sha256
+from rt_plugin.console.files import replacing, replacing_folder, sha256
+from rt_plugin.console.progress import Progress
 from rt_plugin.errors import UserError
 from rt_plugin.glue.specs import TASKS, GlueTask
 
@@ -33,7 +33,6 @@ URLS = {
 }
 _CHUNK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
-_SECONDS_BETWEEN_PROGRESS = 5.0
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, UnicodeDecodeError)  # zipfile raises all of them
 
 
@@ -97,18 +96,14 @@ def _download_task(task: GlueTask, glue_dir: Path, source: Source, report: Calla
         raise UserError(f"{record}: {error}; expected the JSON that an earlier download wrote; remove it") from None
     _receive(source.url, archive, report)
     digest = _check(archive, source.url, source.sha256 or recorded.get(source.url))
-    partial = glue_dir / f".{task.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     try:
-        _unpack(archive, task, partial, source.url)
-        if source.sha256 is None and source.url not in recorded:  # not before it is known to be whole
-            report(f"  SHA-256 {digest}: not known before, recorded in {record}")
-            with replacing(record) as file:
-                file.write(json.dumps({**recorded, source.url: digest}, indent=2).encode())
-        os.replace(partial, glue_dir / task.name)
+        with replacing_folder(glue_dir / task.name) as folder:
+            _unpack(archive, task, folder, source.url)
+            if source.sha256 is None and source.url not in recorded:  # not before it is known to be whole
+                report(f"  SHA-256 {digest}: not known before, recorded in {record}")
+                with replacing(record) as file:
+                    file.write(json.dumps({**recorded, source.url: digest}, indent=2).encode())
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
         archive.unlink(missing_ok=True)
 
 
@@ -120,8 +115,13 @@ def _receive(url: str, target: Path, report: Callable[[str], None]) -> None:
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response, target.open("ab") as file:
             if response.status != http.HTTPStatus.PARTIAL_CONTENT:
                 file.truncate(0)  # a server that does not know ranges sends all of it again
-            expected = file.seek(0, os.SEEK_END) + int(response.headers.get("Content-Length", 0))
-            _copy(response, file, expected, report)
+            begin, length = file.seek(0, os.SEEK_END), int(response.headers.get("Content-Length", 0))
+            expected = begin + length
+            with Progress(url.rsplit("/", 1)[-1], expected if length else None, "B", report) as progress:
+                progress.skip_to(begin)
+                while chunk := response.read(_CHUNK):
+                    file.write(chunk)
+                    progress.advance(len(chunk))
             received = file.tell()
     except urllib.error.HTTPError as error:
         if have and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -135,15 +135,6 @@ def _receive(url: str, target: Path, report: Callable[[str], None]) -> None:
         raise UserError(
             f"{url}: broke off after {received:,} of {expected:,} bytes; run the same command again to go on"
         )
-
-
-def _copy(response, file, expected: int, report: Callable[[str], None]) -> None:
-    last = time.monotonic()
-    while chunk := response.read(_CHUNK):
-        file.write(chunk)
-        if time.monotonic() - last > _SECONDS_BETWEEN_PROGRESS:
-            last = time.monotonic()
-            report(f"  {file.tell() / 2**20:.0f} of {expected / 2**20:.0f} MiB")
 
 
 def _check(archive: Path, url: str, expected: str | None) -> str:

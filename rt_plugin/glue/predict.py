@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rt_plugin.console import commands
-from rt_plugin.console.files import replacing
+from rt_plugin.console.files import writing
 from rt_plugin.errors import UserError
 from rt_plugin.glue.readers import Example, read_examples, source_folder
 from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask
@@ -71,7 +71,8 @@ def predict_rows(args: argparse.Namespace) -> None:
         columns.append([f"{value:.4f}" for value in probabilities(outputs)])
     header = ("index", "prediction", "probability")[: len(columns)]
     lines = ("\t".join(map(str, row)) + "\n" for row in (header, *zip(*columns, strict=True)))
-    _write(args.out, "".join(lines).encode())
+    with writing(args.out) as file:
+        file.write("".join(lines).encode())
     values = [f"{name} {value:.4f}" for name, value in metrics_of(task, outputs, examples).items()]
     print("; ".join([f"{args.out}: {len(names):,} rows", *([", ".join(values)] if values else [])]))
 
@@ -92,7 +93,8 @@ def write_submission(args: argparse.Namespace) -> None:
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in files.items():
             archive.writestr(zipfile.ZipInfo(name), text)  # without the time: the same predictions, the same file
-    _write(args.out, content.getvalue())
+    with writing(args.out) as file:
+        file.write(content.getvalue())
     print(f"{args.out}: {', '.join(files)}")
     missing = [name for task in TASKS for name in task.submission.values() if name not in files]
     commands.report(f"for the official servers, which want all of theirs, these are missing: {', '.join(missing)}")
@@ -156,14 +158,6 @@ def _idx(path: Path, row: dict) -> int:
 
 
 SUBMISSION_FORMATS = {"tsv": _tsv_lines, "jsonl": _jsonl_lines, "multirc": _multirc_lines}
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        with replacing(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write the file ({error.strerror})") from None
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -1,6 +1,5 @@
 """A fine-tuned model at work: examples -> outputs -> predictions and their metrics."""
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from fairseq.data import ListDataset
 
 from rt_plugin import hub
 from rt_plugin.console import commands
+from rt_plugin.console.progress import Progress
 from rt_plugin.errors import UserError
 from rt_plugin.glue.dataset import GlueDataset
 from rt_plugin.glue.metrics import evaluate
@@ -17,8 +17,6 @@ from rt_plugin.glue.readers import Example
 from rt_plugin.glue.specs import GlueTask
 from rt_plugin.model_folder.files import DICTIONARY_FILE
 from rt_plugin.text.encode import IdEncoder
-
-_SECONDS_BETWEEN_PROGRESS = 5.0
 
 
 class Predictor:
@@ -60,13 +58,11 @@ class Predictor:
         dataset = self._dataset(examples)
         order = dataset.ordered_indices()  # of similar length together: less padding
         outputs = np.zeros((len(examples), self.task.num_classes))
-        last = time.monotonic()
-        for start in range(0, len(order), self._batch_size):
-            rows = order[start : start + self._batch_size]
-            outputs[rows] = self._forward(dataset.collater([dataset[row] for row in rows]))
-            if time.monotonic() - last > _SECONDS_BETWEEN_PROGRESS:
-                last = time.monotonic()
-                report(f"  {start + len(rows):,} of {len(order):,} rows")
+        with Progress("predicting", len(order), report=report) as progress:
+            for start in range(0, len(order), self._batch_size):
+                rows = order[start : start + self._batch_size]
+                outputs[rows] = self._forward(dataset.collater([dataset[row] for row in rows]))
+                progress.advance(len(rows))
         return self._loaded.task.to_score(outputs) if self.task.is_regression else outputs
 
     def _dataset(self, examples: Sequence[Example]) -> GlueDataset:

@@ -13,27 +13,24 @@ The layout is the one of fairseq's `sentence_prediction`.
 
 import argparse
 import functools
-import os
-import shutil
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rt_plugin.console import commands
+from rt_plugin.console.files import replacing_folder
+from rt_plugin.console.progress import track
 from rt_plugin.console.tables import plain_table
 from rt_plugin.errors import UserError
 from rt_plugin.glue.download import download, read_sources
-from rt_plugin.glue.readers import Example, read_examples, source_files, source_folder
+from rt_plugin.glue.readers import read_examples, source_files, source_folder
 from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask, find_task
 from rt_plugin.model_folder.files import GLUE_FILE
 
 if TYPE_CHECKING:
     from rt_plugin.text.encode import IdEncoder
-
-_SECONDS_BETWEEN_PROGRESS = 5.0
 
 
 @dataclass
@@ -81,22 +78,17 @@ def prepare_task(
     target = out / task.name
     if target.exists() and not (target / GLUE_FILE).is_file():
         raise UserError(f"{target} is there and holds no {GLUE_FILE}: not prepared data; choose another OUT folder")
-    partial = out / f".{task.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    counts = {}
     try:
-        partial.mkdir(parents=True)
-        prepared.write_dictionaries(partial, task, encoder.dictionary_path)
-        counts = {}
-        for split, path in files.items():
-            report(f"{task.name}: reading {path}")
-            counts[split] = _prepare_split(task, split, path, partial, encoder, report, skip_broken_rows)
-        encoder.text.save(partial)
-        prepared.write_glue_file(partial, task, {split: c.for_glue_file(task) for split, c in counts.items()})
-        _replace_folder(partial, target)
+        with replacing_folder(target) as folder:
+            prepared.write_dictionaries(folder, task, encoder.dictionary_path)
+            for split, path in files.items():
+                report(f"{task.name}: reading {path}")
+                counts[split] = _prepare_split(task, split, path, folder, encoder, report, skip_broken_rows)
+            encoder.text.save(folder)
+            prepared.write_glue_file(folder, task, {split: c.for_glue_file(task) for split, c in counts.items()})
     except OSError as error:
         raise UserError(f"{target}: the prepared data cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return counts
 
 
@@ -122,7 +114,7 @@ def _prepare_split(
     encode = functools.lru_cache(maxsize=16)(encoder.encode)
     unknown = encoder.dictionary.unk()
     writer = SplitWriter(folder, task, split, len(encoder.dictionary))
-    for example in _with_progress(examples, report):
+    for example in track(examples, f"{task.name} {split}", report=report):
         texts = [encode(text) for text in example.texts]
         writer.add(texts, example.label, example.group)
         counts.rows += 1
@@ -134,25 +126,6 @@ def _prepare_split(
     if writer.has_labels and not task.is_regression:
         counts.labels.update(task.labels[label] for label in writer.labels)
     return counts
-
-
-def _with_progress(examples: Iterator[Example], report: Callable[[str], None]) -> Iterator[Example]:
-    last = time.monotonic()
-    for number, example in enumerate(examples, start=1):
-        yield example
-        if time.monotonic() - last > _SECONDS_BETWEEN_PROGRESS:
-            last = time.monotonic()
-            report(f"  {number:,} rows")
-
-
-def _replace_folder(new: Path, target: Path) -> None:
-    """Put `new` in the place of `target`; a folder cannot be replaced in one step, so the old one steps aside."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(new, target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def chosen_tasks(names: Sequence[str] | None, glue_dir: Path) -> list[tuple[GlueTask, Path]]:

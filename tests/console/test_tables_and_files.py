@@ -1,8 +1,8 @@
-"""Tables, and the last line of a log."""
+"""Tables, folders that appear whole, and the last line of a log."""
 
 import pytest
 
-from rt_plugin.console.files import last_line
+from rt_plugin.console.files import last_line, replacing_folder
 from rt_plugin.console.tables import markdown_table, plain_table
 
 HEADINGS = ("task", "rows", "labels")
@@ -41,3 +41,25 @@ def test_last_line_of_a_log(content, line, tmp_path):
     if content is not None:
         (tmp_path / "log").write_text(content)
     assert last_line(tmp_path / "log", "nothing") == line
+
+
+def test_a_folder_replaces_another_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "data"
+    for content in ("old", "new"):
+        with replacing_folder(target) as folder:
+            (folder / content).touch()
+            assert not (target / content).exists()
+        assert [path.name for path in target.iterdir()] == [content]
+    with pytest.raises(ZeroDivisionError), replacing_folder(target) as folder:
+        (folder / "broken").touch()
+        raise ZeroDivisionError
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_what_a_killed_process_left_is_no_part_of_the_folder(tmp_path):
+    (tmp_path / ".data.partial").mkdir()
+    (tmp_path / ".data.partial" / "half").touch()
+    with replacing_folder(tmp_path / "data") as folder:
+        (folder / "whole").touch()
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["whole"]
