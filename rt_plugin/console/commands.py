@@ -84,3 +84,20 @@ def split_at_dashes(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
     words = list(sys.argv[1:] if argv is None else argv)
     end = words.index("--") if "--" in words else len(words)
     return words[:end], words[end + 1 :]
+
+
+def refuse_options(words: Sequence[str], reasons: dict[str, str]) -> None:
+    """Refuse options that are handed on to another program, and that this one sets itself.
+
+    Args:
+        words: what comes behind the `--`.
+        reasons: option, or how some begin, up to a "-" -> the rest of the error's sentence.
+
+    Raises:
+        UserError: one of them is there.
+    """
+    for word in words:
+        option = word.split("=")[0]
+        for name, reason in reasons.items():
+            if option == name or (name.endswith("-") and option.startswith(name)):
+                raise UserError(f"{option} {reason}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rt_plugin._location import USER_DIR
+from rt_plugin.console import commands
 from rt_plugin.errors import UserError
 from rt_plugin.glue.prepared import dictionary_files, read_glue_file
 from rt_plugin.glue.results import SCORE, read_dev_metrics
@@ -18,19 +19,20 @@ from rt_plugin.model_folder.files import DICTIONARY_FILE, TOKENIZER_FILE
 
 WARMUP_SHARE = 0.06
 SORTED_BATCHES = 50
-# options of fairseq-train that this command works out -> what sets them; None: nothing does
-_WORKED_OUT = {
-    "--batch-size": "--batch-size",
-    "--max-sentences": "--batch-size",
-    "--max-epoch": "--epochs",
-    "--max-update": "--epochs",
-    "--lr": "--lr",
-    "--seed": "--seeds",
-    "--save-dir": "OUT",
-    "--finetune-from-model": "--model",
-    "--update-freq": None,
-    "--max-tokens": None,
-    "--total-num-update": None,
+_WORKED_OUT = (
+    "after --: the number of updates is worked out from --epochs and --batch-size, and the learning rate's schedule "
+    "from it; leave it out"
+)
+_REFUSED = {  # options of fairseq-train that would contradict the schedule or the record of the sweep -> why
+    "--batch-size": "after --: give --batch-size before -- instead",
+    "--max-sentences": "after --: give --batch-size before -- instead",
+    "--max-epoch": "after --: give --epochs before -- instead",
+    "--max-update": "after --: give --epochs before -- instead",
+    "--lr": "after --: give --lr before -- instead",
+    "--seed": "after --: give --seeds before -- instead",
+    "--save-dir": "after --: give OUT before -- instead",
+    "--finetune-from-model": "after --: give --model before -- instead",
+    **dict.fromkeys(("--update-freq", "--max-tokens", "--total-num-update"), _WORKED_OUT),
 }
 
 
@@ -74,7 +76,7 @@ def plan(args: argparse.Namespace) -> list[PlannedRun]:
     Raises:
         UserError: data or checkpoint are missing or do not belong together, or an option cannot stand after `--`.
     """
-    refuse_worked_out(args.fairseq_options)
+    commands.refuse_options(args.fairseq_options, _REFUSED)
     model = model_options(args.model / args.checkpoint)
     tasks = chosen_tasks(args.data, args.tasks)
     for task in tasks:
@@ -83,24 +85,6 @@ def plan(args: argparse.Namespace) -> list[PlannedRun]:
         plan_run(args, task, lr, seed, model)
         for task, lr, seed in itertools.product(tasks, sorted(set(args.lr)), sorted(set(args.seeds)))
     ]
-
-
-def refuse_worked_out(fairseq_options: Sequence[str]) -> None:
-    """Refuse options that would contradict the schedule or the record of the sweep.
-
-    Raises:
-        UserError: there is one.
-    """
-    for word in fairseq_options:
-        option = word.split("=")[0]
-        if option not in _WORKED_OUT:
-            continue
-        if own := _WORKED_OUT[option]:
-            raise UserError(f"{option} after --: give {own} before -- instead")
-        raise UserError(
-            f"{option} after --: the number of updates is worked out from --epochs and --batch-size, and the learning "
-            "rate's schedule from it; leave it out"
-        )
 
 
 def check_tokenizer(data: Path, model: Path) -> None:

@@ -85,7 +85,7 @@ def prepare_task(
             for split, path in files.items():
                 report(f"{task.name}: reading {path}")
                 counts[split] = _prepare_split(task, split, path, folder, encoder, report, skip_broken_rows)
-            encoder.text.save(folder)
+            encoder.tokenizer.save(folder)
             prepared.write_glue_file(folder, task, {split: c.for_glue_file(task) for split, c in counts.items()})
     except OSError as error:
         raise UserError(f"{target}: the prepared data cannot be written ({error.strerror or error})") from error

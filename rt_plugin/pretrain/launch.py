@@ -251,13 +251,16 @@ def launch_command(args: argparse.Namespace, devices: Devices, options: list[str
     return ["torchrun", *where, "-m", "rt_plugin.pretrain.process", *options]
 
 
-_OUR_OPTIONS = {  # fairseq-train's -> what to give instead
-    "--save-dir": "--save-dir before the --",
-    "--max-update": "--updates",
-    "--total-num-update": "--updates",
-    "--warmup-updates": "--warmup-updates before the --",
-    "--seed": "--seed before the --",
-    "--log-format": "nothing, progress is read from it",
+_OURS = "behind the -- is set by this program; use"
+_WORKED_OUT = "is worked out from --processes, --nodes, --batch-tokens and --tokens-per-device; leave it out"
+_REFUSED = {  # options of fairseq-train -> why
+    "--save-dir": f"{_OURS} --save-dir before the --",
+    "--max-update": f"{_OURS} --updates",
+    "--total-num-update": f"{_OURS} --updates",
+    "--warmup-updates": f"{_OURS} --warmup-updates before the --",
+    "--seed": f"{_OURS} --seed before the --",
+    "--log-format": f"{_OURS} nothing, progress is read from it",
+    **dict.fromkeys(("--distributed-", "--device-id", "--ddp-backend", "--update-freq", "--max-tokens"), _WORKED_OUT),
 }
 
 
@@ -269,14 +272,7 @@ def refuse_wrong_launch(args: argparse.Namespace) -> None:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("LOCAL_RANK", 0)):
         raise UserError("started by torchrun, but this command starts the processes itself; run it without torchrun")
-    for option in args.fairseq_options:
-        if option.startswith(("--distributed-", "--device-id", "--ddp-backend", "--update-freq", "--max-tokens")):
-            raise UserError(
-                f"{option.split('=')[0]} is worked out from --processes, --nodes, --batch-tokens and "
-                "--tokens-per-device; leave it out"
-            )
-        if (name := option.split("=")[0]) in _OUR_OPTIONS:
-            raise UserError(f"{name} behind the -- is set by this program; use {_OUR_OPTIONS[name]}")
+    commands.refuse_options(args.fairseq_options, _REFUSED)
     writers = ("tensorboard", "tensorboardX")  # without either, fairseq warns and trains on
     if args.tensorboard and not any(importlib.util.find_spec(name) for name in writers):
         raise UserError("--tensorboard needs the package tensorboardX, not found here; pip install tensorboardX")

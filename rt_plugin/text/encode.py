@@ -17,7 +17,7 @@ from rt_plugin.text.tokenizer import Tokenizer
 class IdEncoder:
     """What turns a text into token ids: a model folder's tokenizer, its dictionary, and the dictionary's file."""
 
-    text: Tokenizer
+    tokenizer: Tokenizer
     dictionary: Dictionary
     dictionary_path: Path
 
@@ -31,15 +31,15 @@ class IdEncoder:
         folder = Path(folder)
         if not folder.is_dir():
             raise UserError(f"--model {folder}: no such folder; give the folder with the checkpoint's tokenizer")
-        text = Tokenizer.load(folder)
+        tokenizer = Tokenizer.load(folder)
         path = folder / DICTIONARY_FILE
         dictionary = load_dictionary(path)
-        text.check_dictionary(dictionary.symbols, str(path))
-        return cls(text, dictionary, path)
+        tokenizer.check_dictionary(dictionary.symbols, str(path))
+        return cls(tokenizer, dictionary, path)
 
     def encode(self, text: str) -> torch.Tensor:
         """(length,) int32 token ids of a text, with </s> at the end."""
-        return self.dictionary.encode_line(" ".join(self.text.encode(text)), add_if_not_exist=False)
+        return self.dictionary.encode_line(" ".join(self.tokenizer.encode(text)), add_if_not_exist=False)
 
 
 def join_texts(texts: list[torch.Tensor], dictionary: Dictionary, max_positions: int) -> torch.Tensor:

@@ -54,3 +54,24 @@ def test_ends_with_a_status_and_one_line(action, status, said, capsys):
 )
 def test_command_line_is_cut_at_its_first_dashes(argv, ours, rest):
     assert commands.split_at_dashes(argv) == (ours, rest)
+
+
+REASONS = {"--lr": "is ours", "--distributed-": "is worked out"}
+
+
+@pytest.mark.parametrize("words", [[], ["--lr-scheduler", "x"], ["--fp16"], ["--distributed"], ["lr"]])
+def test_options_that_may_be_handed_on(words):
+    commands.refuse_options(words, REASONS)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--fp16", "--lr", "1"], "--lr is ours"),
+        (["--lr=1"], "--lr is ours"),
+        (["--distributed-port=1"], "--distributed-port is worked out"),
+    ],
+)
+def test_options_that_may_not_be_handed_on(words, error):
+    with pytest.raises(UserError, match=f"^{error}$"):
+        commands.refuse_options(words, REASONS)
