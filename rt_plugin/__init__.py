@@ -6,7 +6,6 @@ package changes nothing, and `rt_plugin.reference`, `rt_plugin.ops` and `rt_plug
 """
 
 import contextlib
-import importlib
 import importlib.util
 import logging
 import sys
@@ -48,11 +47,12 @@ def _root_logger_kept():
 @_root_logger_kept()
 def _register_with_fairseq() -> None:
     show_user_errors_in_one_line()
-    from rt_plugin.repairs import all as repairs
+    import fairseq
 
-    repairs.apply_all()
-    for part in ("model", "tasks", "criterions"):
-        importlib.import_module(f"{__name__}.{part}")  # which registers its names
+    from rt_plugin.repairs import registry
+
+    registry.make_all(getattr(fairseq, "__version__", "of an unknown version"))
+    from rt_plugin import criterions, model, tasks  # noqa: F401  (importing them registers their names)
 
 
 if not (Path(__file__).parent / "tasks").is_dir():

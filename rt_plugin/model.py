@@ -189,7 +189,7 @@ class RecurrentRobertaModel(RobertaModel):
                 args.max_positions = getattr(args, "tokens_per_sample", None) or task.max_positions()
             return cls(args, RecurrentRobertaEncoder(args, task.source_dictionary))
 
-    def check_start_checkpoint(self, path: str) -> None:
+    def refuse_another_recurrence(self, path: str) -> None:
         """Refuse to go on from a checkpoint with another recurrence: its weights fit, but compute something else.
 
         Raises:

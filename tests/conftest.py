@@ -1,5 +1,6 @@
 """Fixtures: fairseq's commands as users run them, and a small corpus and model made once for the whole run."""
 
+import itertools
 import os
 import socket
 import subprocess
@@ -167,3 +168,20 @@ def pretrained(data_bin, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained")
     run_command("fairseq-train", data_bin, *TRAINING, "--save-dir", folder)
     return folder
+
+
+@pytest.fixture
+def train_here(data_bin, monkeypatch, tmp_path):
+    """fairseq-train in this process, where repairs can be taken back; returns the folder of the checkpoints."""
+    from fairseq_cli.train import cli_main
+
+    number = itertools.count()
+
+    def train(*options, save_dir=None):
+        save_dir = save_dir or tmp_path / f"run{next(number)}"
+        words = ["fairseq-train", data_bin, *TRAINING[2:], "--save-dir", save_dir, "--disable-validation", *options]
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        cli_main()
+        return save_dir
+
+    return train

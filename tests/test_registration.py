@@ -61,7 +61,7 @@ def check():
         "import fairseq_cli.train, rt_plugin.model",
         "from rt_plugin.model import RecurrentRobertaModel",
         "import rt_plugin.tasks.masking",
-        "import rt_plugin.repairs",
+        "import rt_plugin.repairs.refusals",
         "import rt_plugin.modules; from fairseq.models.roberta import RobertaModel",
     ],
 )

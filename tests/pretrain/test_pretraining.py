@@ -196,7 +196,7 @@ def test_training_that_diverges_ends_in_one_line(data_bin, tmp_path):
     ids=lambda options: options[0],
 )
 def test_precision_and_memory_options_resume_exactly(options, data_bin, tmp_path):
-    """--fp16 and --bf16 are in test_compat.py."""
+    """--fp16 and --bf16 are in tests/repairs/test_precision.py."""
     for folder, updates in (("through", 4), ("resumed", 2), ("resumed", 4)):
         command = (*TRAINING, *options, "--disable-validation", "--max-update", updates)
         run_command("fairseq-train", data_bin, *command, "--save-dir", tmp_path / folder)

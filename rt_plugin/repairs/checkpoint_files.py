@@ -1,0 +1,139 @@
+"""Repairs of checkpoint files: written whole or not at all, and named where they cannot be read."""
+
+import functools
+import logging
+import os
+import pickle
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
+
+from rt_plugin.console.files import replacing
+from rt_plugin.errors import UserError
+from rt_plugin.model_folder.checkpoint import checkpoint_names
+from rt_plugin.repairs.messages import first_line
+from rt_plugin.repairs.registry import Patches, repair
+
+logger = logging.getLogger(__name__)
+
+
+@repair(
+    patches=["fairseq.checkpoint_utils.load_checkpoint_to_cpu"],
+    until="never: fairseq would have to know who reads its errors",
+)
+def unreadable_checkpoint(patches: Patches) -> None:
+    """A checkpoint that is cut off, or is none, ends in a torch traceback; the line names the file and those beside
+    it.
+    """
+    load_to_cpu = checkpoint_utils.load_checkpoint_to_cpu
+
+    @functools.wraps(load_to_cpu)
+    def load_readable_checkpoint(path, *args, **kwargs):
+        try:
+            return load_to_cpu(path, *args, **kwargs)
+        except FileNotFoundError:
+            raise
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            others = [name for name in checkpoint_names(Path(path).parent) if name != Path(path).name]
+            raise UserError(
+                f"checkpoint {path} cannot be read ({os.path.getsize(path):,} bytes; {first_line(error)}): "
+                f"it is cut off, or not a checkpoint; use another (in the same folder: {', '.join(others) or 'none'}), "
+                f"for example with `ln -f ANOTHER {Path(path).name}` there"
+            ) from error
+
+    patches.set(checkpoint_utils, "load_checkpoint_to_cpu", load_readable_checkpoint)
+
+
+@repair(
+    patches=["fairseq.checkpoint_utils.load_checkpoint"],
+    threads=["facebookresearch/fairseq#4590"],
+    until="never: fairseq would have to know who reads its errors",
+)
+def other_model_in_the_folder(patches: Patches) -> None:
+    """A checkpoint of another architecture, in `--save-dir` or given to start from, ends in a traceback; the line names
+    the file and the first difference.
+    """
+    load_checkpoint = checkpoint_utils.load_checkpoint
+
+    @functools.wraps(load_checkpoint)
+    def load_checkpoint_of_this_model(cfg, trainer, **kwargs):
+        try:
+            return load_checkpoint(cfg, trainer, **kwargs)
+        except Exception as error:
+            if "Cannot load model parameters" not in str(error):
+                raise
+            raise UserError(
+                f"{str(error).split(';')[0]}: its model differs from the one asked for "
+                f"({first_line(error.__context__)}); use the architecture and options of that checkpoint, "
+                "or another --save-dir"
+            ) from error
+
+    patches.set(checkpoint_utils, "load_checkpoint", load_checkpoint_of_this_model)
+
+
+@repair(
+    patches=["fairseq.file_io.PathManager.copy"],
+    threads=["facebookresearch/metaseq#53"],
+    until="fairseq copies a checkpoint beside its target and then renames it",
+)
+def atomic_checkpoint_copies(patches: Patches) -> None:
+    """fairseq writes a checkpoint once and copies it over its other names (best, last) in place: a kill or a full disk
+    in between leaves them cut off. A hard link, or a complete copy where links are not possible, takes their place.
+    """
+
+    def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        temporary = dst_path + ".tmp"
+        Path(temporary).unlink(missing_ok=True)
+        try:
+            try:
+                os.link(src_path, temporary)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(src_path, temporary)
+            os.replace(temporary, dst_path)
+        except OSError as error:
+            raise _cannot_write(dst_path, error) from error
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        return True
+
+    patches.set(PathManager, "copy", staticmethod(copy))
+
+
+@repair(
+    patches=["fairseq.checkpoint_utils.torch_persistent_save"],
+    threads=["facebookresearch/metaseq#53"],
+    until="fairseq begins every attempt with an empty file, and removes the last",
+)
+def atomic_checkpoint_writes(patches: Patches) -> None:
+    """fairseq retries a failed write into the same file handle without emptying it, and leaves the .tmp file behind.
+    Every name changes in one step: the old file stays until the new one is complete.
+    """
+    save = checkpoint_utils.torch_persistent_save
+
+    @functools.wraps(save)
+    def save_completely(obj, filename, async_write=False):
+        if async_write:
+            return save(obj, filename, async_write=True)
+        for attempts_left in (2, 1, 0):
+            try:
+                with replacing(filename) as file:
+                    return torch.save(obj, file)
+            except (OSError, RuntimeError) as error:
+                if not attempts_left:
+                    raise _cannot_write(filename, error) from error
+                logger.warning("writing %s failed (%s), trying again", filename, first_line(error))
+                time.sleep(1)
+
+    patches.set(checkpoint_utils, "torch_persistent_save", save_completely)
+
+
+def _cannot_write(path: str, error: Exception) -> UserError:
+    free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
+    return UserError(
+        f"checkpoint {path} cannot be written ({first_line(error)}; {free / 2**20:,.0f} MiB free there); the "
+        "checkpoints saved before are unharmed: make room and run the same command again, it resumes"
+    )

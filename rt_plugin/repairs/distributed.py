@@ -1,0 +1,95 @@
+"""Repairs of training and validation with several processes, on a CPU above all."""
+
+import functools
+
+import torch
+from fairseq import utils
+from fairseq.distributed import utils as distributed_utils
+from fairseq.models import distributed_fairseq_model
+
+from rt_plugin.repairs.registry import Patches, repair
+
+
+@repair(
+    patches=["fairseq.distributed.utils.distributed_main"],
+    threads=["pytorch/pytorch#190489"],
+    until="torch closes its process groups before the interpreter ends",
+)
+def process_groups_left_open(patches: Patches) -> None:
+    """Several processes on a CPU have trained and saved, and now and then one ends with SIGABRT, so that torchrun
+    reports a failure: fairseq leaves torch's process group to the end of the interpreter, when a thread of gloo may
+    still be running. Closed after success only: after an error the other processes may be waiting for this one.
+    """
+    distributed_main = distributed_utils.distributed_main
+
+    @functools.wraps(distributed_main)
+    def distributed_main_to_the_end(*args, **kwargs):
+        distributed_main(*args, **kwargs)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+            vars(distributed_utils.get_global_group).pop("_global_group", None)
+
+    patches.set(distributed_utils, "distributed_main", distributed_main_to_the_end)
+
+
+@repair(
+    patches=["fairseq.distributed.utils._broadcast_object_slow"],
+    until="fairseq sends objects with torch's broadcast_object_list",
+)
+def broadcast_between_processes(patches: Patches) -> None:
+    """Resuming with several processes fails: the checkpoint's configuration is sent from the first process to the
+    others as a file of `torch.save`, which torch 2.6 and later refuse to read. torch's own way is used.
+    """
+    broadcast = distributed_utils._broadcast_object_slow
+
+    @functools.wraps(broadcast)
+    def broadcast_object(obj, src_rank, group, dist_device):
+        if not isinstance(group, torch.distributed.ProcessGroup):  # XLA's groups
+            return broadcast(obj, src_rank, group, dist_device)
+        objects = [obj]
+        source = torch.distributed.get_global_rank(group, src_rank)
+        torch.distributed.broadcast_object_list(objects, source, group, dist_device)
+        return objects[0]
+
+    patches.set(distributed_utils, "_broadcast_object_slow", broadcast_object)
+
+
+@repair(
+    patches=["fairseq.distributed.utils.all_gather_list"],
+    threads=["facebookresearch/fairseq#2879"],
+    until="fairseq gathers objects with torch's all_gather_object",
+)
+def logs_of_several_processes(patches: Patches) -> None:
+    """`fairseq-validate` with several processes gathers their logs in a CUDA buffer of 16 KB for each
+    (`--all-gather-list-size`): on a CPU there is none, and a hundred batches do not fit. torch's own way has neither
+    limit.
+    """
+    all_gather_list = distributed_utils.all_gather_list
+
+    @functools.wraps(all_gather_list)
+    def gather(data, group=None, max_size=16384):
+        group = distributed_utils.get_global_group() if group is None else group
+        if not isinstance(group, torch.distributed.ProcessGroup):  # XLA's groups
+            return all_gather_list(data, group, max_size)
+        gathered = [None] * torch.distributed.get_world_size(group)
+        torch.distributed.all_gather_object(gathered, utils.move_to_cpu(data), group)
+        return gathered
+
+    patches.set(distributed_utils, "all_gather_list", gather)
+
+
+@repair(
+    patches=["fairseq.models.distributed_fairseq_model.DistributedDataParallel"],
+    threads=["facebookresearch/fairseq#2879"],
+    until="fairseq passes no `device_ids` for a model on the CPU",
+)
+def ddp_on_cpu(patches: Patches) -> None:
+    """`--ddp-backend pytorch_ddp` passes `device_ids`, which torch refuses for a model on the CPU."""
+
+    class DistributedDataParallel(torch.nn.parallel.DistributedDataParallel):
+        def __init__(self, module, device_ids=None, output_device=None, **kwargs):
+            if next(module.parameters()).device.type == "cpu":
+                device_ids = output_device = None
+            super().__init__(module, device_ids=device_ids, output_device=output_device, **kwargs)
+
+    patches.set(distributed_fairseq_model, "DistributedDataParallel", DistributedDataParallel)

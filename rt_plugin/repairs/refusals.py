@@ -1,0 +1,166 @@
+"""What is refused, in one line: trainings that would silently be something else than was asked for."""
+
+import functools
+import importlib.util
+import os
+import sys
+
+import torch
+from fairseq import checkpoint_utils, distributed
+from fairseq.distributed import utils as distributed_utils
+from fairseq.trainer import Trainer
+
+from rt_plugin.errors import UserError
+from rt_plugin.model_folder.checkpoint import starting_checkpoint
+from rt_plugin.repairs.messages import after_divergence
+from rt_plugin.repairs.registry import Patches, refusal
+
+
+@refusal(
+    patches=["fairseq.distributed.utils.call_main", "fairseq.trainer.Trainer.__init__"],
+    threads=["facebookresearch/fairseq#2879"],
+    until="fairseq trains with several processes on a CPU, or refuses by itself",
+)
+def launches_without_training(patches: Patches) -> None:
+    """On a CPU, torchrun without a world size trains once a process into one folder, and a world size without
+    `--distributed-no-spawn` trains nothing and exits 0. Both are refused (with `fairseq-hydra-train` only the first: in
+    the second nothing imports the plugin).
+
+    The second place is fairseq-hydra-train's, which imports the plugin after call_main: too late for the second launch.
+    """
+    call_main, init_trainer = distributed_utils.call_main, Trainer.__init__
+
+    @functools.wraps(call_main)
+    def call_main_if_it_trains(cfg, main, **kwargs):
+        _refuse_useless_launch(cfg.distributed_training)
+        return call_main(cfg, main, **kwargs)
+
+    @functools.wraps(init_trainer)
+    def init_trainer_if_it_trains(self, cfg, *args, **kwargs):
+        _refuse_useless_launch(cfg.distributed_training)
+        init_trainer(self, cfg, *args, **kwargs)
+
+    patches.set(distributed_utils, "call_main", call_main_if_it_trains)
+    patches.set(Trainer, "__init__", init_trainer_if_it_trains)
+
+
+def _refuse_useless_launch(cfg) -> None:
+    """Refuse a launch that trains several times into one folder, or not at all.
+
+    Args:
+        cfg: fairseq's distributed_training group.
+
+    Raises:
+        UserError: it is one of the two.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+    if processes > 1 and cfg.distributed_world_size == 1:
+        raise UserError(
+            f"torchrun started {processes} processes, but the world size is 1: each would train by itself; use "
+            "rt-plugin pretrain --processes, or see docs/pretraining.md for the options"
+        )
+    spawns = cfg.distributed_init_method is not None and not cfg.distributed_no_spawn
+    if spawns and not torch.cuda.is_available():
+        raise UserError(
+            f"--distributed-world-size {cfg.distributed_world_size} without a GPU: fairseq would start no process and "
+            "train nothing; use rt-plugin pretrain --processes, or see docs/pretraining.md for the options"
+        )
+
+
+@refusal(
+    patches=["fairseq.distributed.fsdp_enable_wrap"],
+    until="fairseq shards with torch's own FSDP",
+)
+def fully_sharded_without_means(patches: Patches) -> None:
+    """`--ddp-backend fully_sharded` without fairscale or a GPU ends in a traceback, sooner or later."""
+    fsdp_enable_wrap = distributed.fsdp_enable_wrap
+
+    @functools.wraps(fsdp_enable_wrap)
+    def enable_wrap_where_possible(cfg):
+        missing = [] if torch.cuda.is_available() else ["a GPU"]
+        missing += [] if importlib.util.find_spec("fairscale") else ["the package fairscale (pip install fairscale)"]
+        if missing:
+            raise UserError(
+                f"--ddp-backend fully_sharded needs {' and '.join(missing)}, not found here; leave the option out: "
+                "--memory-efficient-fp16, --checkpoint-activations and --update-freq save memory everywhere"
+            )
+        return fsdp_enable_wrap(cfg)
+
+    def put(function):
+        distributed.fsdp_enable_wrap = function
+        for name in ("fairseq_cli.train", "__main__"):  # training takes it by name when it is imported, before or after
+            if hasattr(sys.modules.get(name), "fsdp_enable_wrap"):
+                sys.modules[name].fsdp_enable_wrap = function
+
+    put(enable_wrap_where_possible)
+    patches.note("fairseq.distributed.fsdp_enable_wrap", functools.partial(put, fsdp_enable_wrap))
+
+
+@refusal(
+    patches=["fairseq.trainer.Trainer.save_checkpoint"],
+    until="fairseq looks at the weights that it saves",
+)
+def no_checkpoint_of_broken_weights(patches: Patches) -> None:
+    """Weights that are not finite replace the last good checkpoint."""
+    save_checkpoint = Trainer.save_checkpoint
+
+    @functools.wraps(save_checkpoint)
+    def save_finite_checkpoint(self, filename, extra_state):
+        broken = [n for n, p in self.get_model().named_parameters() if not torch.isfinite(p).all()]
+        if broken and os.path.basename(filename) != "crash.pt":
+            raise UserError(
+                f"update {self.get_num_updates()}: {len(broken)} weights are not finite ({broken[0]} is the first), so "
+                f"{os.path.basename(filename)} is not written; "
+                f"{after_divergence(os.path.dirname(filename))}"
+            )
+        return save_checkpoint(self, filename, extra_state)
+
+    patches.set(Trainer, "save_checkpoint", save_finite_checkpoint)
+
+
+@refusal(
+    patches=["fairseq.checkpoint_utils.load_checkpoint"],
+    until="never: fairseq knows nothing of recurrences",
+)
+def another_recurrence(patches: Patches) -> None:
+    """A checkpoint that was trained with another `--recurrence-direction`, `-step-size`, `-gate` or `-type` is gone on
+    from, without a word: its weights fit, and compute something else.
+
+    Models take part by a method `refuse_another_recurrence(checkpoint)`.
+    """
+    load_checkpoint = checkpoint_utils.load_checkpoint
+
+    @functools.wraps(load_checkpoint)
+    def load_checkpoint_of_this_recurrence(cfg, trainer, **kwargs):
+        try:
+            start = _start(cfg)
+        except UserError:
+            start = None  # there is none: nothing to compare
+        if start is not None and hasattr(trainer.get_model(), "refuse_another_recurrence"):
+            trainer.get_model().refuse_another_recurrence(start)
+        return load_checkpoint(cfg, trainer, **kwargs)
+
+    patches.set(checkpoint_utils, "load_checkpoint", load_checkpoint_of_this_recurrence)
+
+
+@refusal(
+    patches=["fairseq.checkpoint_utils.load_checkpoint"],
+    threads=["facebookresearch/metaseq#602"],
+    until="fairseq refuses it by itself",
+)
+def missing_start_checkpoint(patches: Patches) -> None:
+    """`--restore-file` with a path that does not exist trains from scratch, with a line in the log alone."""
+    load_checkpoint = checkpoint_utils.load_checkpoint
+
+    @functools.wraps(load_checkpoint)
+    def load_existing_checkpoint(cfg, trainer, **kwargs):
+        _start(cfg)
+        return load_checkpoint(cfg, trainer, **kwargs)
+
+    patches.set(checkpoint_utils, "load_checkpoint", load_existing_checkpoint)
+
+
+def _start(cfg) -> str | None:
+    return starting_checkpoint(
+        cfg.save_dir, cfg.restore_file, cfg.finetune_from_model, getattr(cfg, "continue_once", None)
+    )

@@ -1,0 +1,101 @@
+"""Repairs of several processes: each works, and the very same thing breaks without it."""
+
+import argparse
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from fairseq.distributed import utils as distributed_utils
+from fairseq.models import distributed_fairseq_model
+
+from conftest import REPOSITORY
+from repair_cases import with_and_without
+
+BROADCAST = """
+import contextlib, sys, torch
+from fairseq.distributed import utils
+from omegaconf import OmegaConf
+from rt_plugin.repairs import registry
+rank, store, repair = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+state = {"cfg": OmegaConf.create({"a": 1}), "model": torch.arange(3)} if rank == 0 else None
+with registry.without(repair) if repair else contextlib.nullcontext():
+    state = utils.broadcast_object(state, 0, torch.distributed.group.WORLD)
+assert state["cfg"].a == 1 and state["model"].tolist() == [0, 1, 2]
+"""
+
+
+@pytest.mark.parametrize("repair", ["", "broadcast_between_processes"])
+def test_broadcast_between_processes(repair, tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", BROADCAST, str(rank), str(tmp_path / "store"), repair],
+            cwd=REPOSITORY,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    if repair:
+        assert "Unsupported global" in errors[1]
+    else:
+        assert [process.returncode for process in processes] == [0, 0], errors
+
+
+def test_ddp_on_cpu(tmp_path):
+    args = argparse.Namespace(
+        ddp_backend="pytorch_ddp",
+        device_id=0,
+        broadcast_buffers=False,
+        bucket_cap_mb=25,
+        find_unused_parameters=False,
+        gradient_as_bucket_view=False,
+        ddp_comm_hook="none",
+        heartbeat_timeout=-1,
+        tpu=False,
+    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        error = with_and_without(
+            "ddp_on_cpu",
+            lambda: distributed_fairseq_model.DistributedFairseqModel(
+                args, torch.nn.Linear(2, 2), torch.distributed.group.WORLD, torch.device("cpu")
+            ),
+        )
+    finally:
+        torch.distributed.destroy_process_group()
+    assert "device_ids" in str(error)
+
+
+def test_logs_of_several_processes(tmp_path):
+    log = {"loss": torch.tensor(2.0), "text": "x" * 20_000}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        group = torch.distributed.group.WORLD
+        error = with_and_without("logs_of_several_processes", lambda: distributed_utils.all_gather_list(log, group))
+        assert distributed_utils.all_gather_list(log, group) == [log]
+    finally:
+        torch.distributed.destroy_process_group()
+    # by torch: one without CUDA, with CUDA and no driver, with a GPU
+    assert any(words in str(error) for words in ("ByteTensor", "NVIDIA driver", "encoded data size"))
+
+
+def test_process_groups_left_open(train_here, tmp_path):
+    def train():
+        where = (
+            "--distributed-init-method",
+            f"file://{tmp_path}/{time.monotonic_ns()}",
+            "--distributed-backend",
+            "gloo",
+        )
+        train_here("--max-update", "1", *where, "--distributed-no-spawn", "--distributed-rank", "0")
+        left_open = torch.distributed.is_initialized()
+        if left_open:
+            torch.distributed.destroy_process_group()
+            del distributed_utils.get_global_group._global_group
+        assert not left_open
+
+    assert isinstance(with_and_without("process_groups_left_open", train), AssertionError)

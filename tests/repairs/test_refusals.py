@@ -1,0 +1,127 @@
+"""What is refused; without the refusal it goes wrong silently, or in a traceback."""
+
+import argparse
+
+import pytest
+import torch
+from fairseq import checkpoint_utils
+from fairseq.dataclass.configs import CheckpointConfig, FairseqConfig
+from fairseq.distributed import utils as distributed_utils
+from fairseq.tasks import FairseqTask
+from fairseq.trainer import Trainer
+from fairseq_cli import train as train_command
+from omegaconf import OmegaConf
+
+from conftest import TRAINING, run_command, user_error
+from repair_cases import as_exception, with_and_without
+from rt_plugin import UserError
+
+
+@pytest.mark.parametrize("option", ["restore_file", "finetune_from_model"])
+def test_missing_start_checkpoint(option, tmp_path):
+    """Without the repair the trainer is reached: --restore-file would train from scratch."""
+    cfg = OmegaConf.structured(CheckpointConfig(save_dir=str(tmp_path)))
+    cfg[option] = str(tmp_path / "nowhere.pt")
+
+    def load():
+        with pytest.raises(UserError, match=r"nowhere\.pt: no such file"):
+            checkpoint_utils.load_checkpoint(cfg, argparse.Namespace(checkpoint_suffix="", task=None))
+
+    error = with_and_without("missing_start_checkpoint", load)
+    if option == "restore_file":
+        assert "load_checkpoint" in str(error)  # the trainer's
+
+
+@pytest.mark.parametrize("option", [("--recurrence-direction", "alternate"), ("--recurrence-step-size", "2")], ids=str)
+def test_other_recurrence_than_the_checkpoint_is_refused(option, pretrained, data_bin, tmp_path):
+    """The weights fit, so nothing else would notice."""
+    arguments = (data_bin, *TRAINING, "--save-dir", tmp_path, *option)
+    start = ("--finetune-from-model", pretrained / "checkpoint_last.pt")
+    error = user_error(run_command("fairseq-train", *arguments, *start, ok=False))
+    assert f"this run has {' '.join(option)}" in error
+    assert "add --recurrence-" in error
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "message"),
+    [
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, {}, "each would train by itself"),
+        (
+            {},
+            {"distributed_world_size": 2, "distributed_init_method": "tcp://localhost:1"},
+            "fairseq would start no process",
+        ),
+    ],
+)
+def test_launches_without_training(environment, options, message, monkeypatch):
+    cfg = OmegaConf.structured(FairseqConfig())
+    cfg.distributed_training.distributed_world_size = 1
+    cfg.distributed_training.update(options)
+    cfg.common.cpu = True
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    trained = []
+
+    def launch():
+        with pytest.raises(UserError, match=message):
+            distributed_utils.call_main(cfg, lambda cfg: trained.append(1))
+
+    assert "DID NOT RAISE" in str(with_and_without("launches_without_training", lambda: as_exception(launch)))
+
+
+def test_a_hydra_launch_is_checked_when_the_trainer_is_made(monkeypatch):
+    """fairseq-hydra-train has called call_main before it imports the plugin."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(UserError, match="each would train by itself"):
+        Trainer(OmegaConf.structured(FairseqConfig()), None, None, None)
+
+
+def test_no_checkpoint_of_broken_weights(train_here, monkeypatch):
+    """As after an update that overflowed the weights themselves, right before a checkpoint is due."""
+    optimizer_step = FairseqTask.optimizer_step
+
+    def break_weights_at_4(self, optimizer, model, update_num):
+        optimizer_step(self, optimizer, model, update_num)
+        if update_num == 3:
+            model.encoder.lm_head.bias.data[3] = float("nan")
+
+    monkeypatch.setattr(FairseqTask, "optimizer_step", break_weights_at_4)
+    message = (
+        r"^update 4: 1 weights are not finite \(encoder.lm_head.bias .* checkpoint_1_4.pt is not .*\(checkpoint_1_2"
+    )
+
+    def train():
+        with pytest.raises(UserError, match=message):
+            train_here("--max-update", "4", "--save-interval-updates", "2")
+
+    assert "DID NOT RAISE" in str(with_and_without("no_checkpoint_of_broken_weights", lambda: as_exception(train)))
+
+
+def test_fully_sharded_without_means(train_here, monkeypatch):
+    def train():
+        with pytest.raises(UserError, match="fully_sharded needs a GPU and the package fairscale"):
+            train_here("--ddp-backend", "fully_sharded")
+
+    assert "Cannot find FullyShardedDataParallel" in str(with_and_without("fully_sharded_without_means", train))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match="fully_sharded needs the package fairscale"):
+        train_command.fsdp_enable_wrap(None)
+
+
+def test_another_recurrence(tmp_path):
+    """The model itself knows what is another one; without the refusal the trainer is reached."""
+    cfg = OmegaConf.structured(CheckpointConfig(save_dir=str(tmp_path)))
+    (tmp_path / "checkpoint_last.pt").touch()
+
+    class Model:
+        def refuse_another_recurrence(self, checkpoint):
+            raise UserError(f"{checkpoint} is another")
+
+    def load():
+        with pytest.raises(UserError, match=r"checkpoint_last\.pt is another"):
+            checkpoint_utils.load_checkpoint(cfg, argparse.Namespace(checkpoint_suffix="", task=None, get_model=Model))
+
+    assert "load_checkpoint" in str(with_and_without("another_recurrence", load))
