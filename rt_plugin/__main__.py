@@ -21,6 +21,8 @@ VERBS = {
     "finetune-glue": ("rt_plugin.glue.finetune", "fine-tune on every task, learning rate and seed"),
     "report-glue": ("rt_plugin.glue.report", "tables, differences and plots of such runs"),
     "predict-glue": ("rt_plugin.glue.predict", "predictions for rows of a file, or as a submission"),
+    "score": ("rt_plugin.evaluation.score", "the pseudo-log-likelihood of sentences"),
+    "minimal-pairs": ("rt_plugin.evaluation.minimal_pairs", "how often a model prefers the right sentence of a pair"),
 }
 
 

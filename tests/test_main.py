@@ -1,5 +1,6 @@
-"""One command with verbs: the list, the help of each, mistakes."""
+"""One command with verbs: the list, the help of each, mistakes; and none of it loads what only the work needs."""
 
+import json
 import subprocess
 import sys
 
@@ -7,6 +8,16 @@ import pytest
 
 from conftest import REPOSITORY, run_command
 from rt_plugin.__main__ import VERBS, main
+
+HEAVY = {"fairseq", "torch", "matplotlib", "scipy", "sklearn", "pandas", "sentencepiece", "sacremoses"}
+LOADED = """
+import contextlib, io, json, sys
+from rt_plugin.__main__ import main
+for verb in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main([verb, "--help"])
+print(json.dumps([name for name in sys.modules if "." not in name]))
+"""
 
 
 def test_list_of_verbs(capsys):
@@ -44,6 +55,12 @@ def test_unknown_verb(word, advice, capsys):
     assert main([word]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"rt-plugin: error: there is no verb '{word}'; {advice}") and error.count("\n") == 1
+
+
+def test_help_loads_no_fairseq_and_nothing_else_that_takes_long():
+    result = subprocess.run([sys.executable, "-c", LOADED, *VERBS], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert HEAVY & set(json.loads(result.stdout)) == set()
 
 
 def test_the_same_from_a_checkout_and_installed():

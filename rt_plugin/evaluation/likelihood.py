@@ -18,8 +18,8 @@ from torch import Tensor
 
 from rt_plugin import hub
 from rt_plugin.errors import UserError
+from rt_plugin.evaluation import MASKS
 
-MASKS = ("token", "word")
 TOKENS_PER_BATCH = 4096  # fastest on CPUs for the mini models: what a layer writes stays in the cache
 _WORD_BEGINS = "\u2581"
 

@@ -16,6 +16,8 @@ of pairs, not of the luck of a training.
 Example: rt-plugin minimal-pairs examples/checkpoints/recurrent_roberta_mini examples/minimal_pairs --out runs/pairs
 """
 
+from __future__ import annotations
+
 import argparse
 import csv
 import io
@@ -23,17 +25,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from rt_plugin import hub
 from rt_plugin.console import commands
 from rt_plugin.console.files import replacing, sha256
 from rt_plugin.console.progress import Progress
 from rt_plugin.errors import UserError
-from rt_plugin.evaluation import pairs_report
-from rt_plugin.evaluation.likelihood import MASKS, PseudoLikelihood, Sentence
+from rt_plugin.evaluation import MASKS, pairs_report
 from rt_plugin.evaluation.pairs import Pair, Paradigm, digest, read_paradigms
+
+if TYPE_CHECKING:
+    from rt_plugin.evaluation.likelihood import PseudoLikelihood, Sentence
 
 SETTINGS_FILE = "settings.json"
 SCORES_FOLDER = "scores"
@@ -62,7 +64,7 @@ class Settings:
     phenomena: dict[str, str]
 
     @classmethod
-    def load(cls, folder: Path) -> "Settings":
+    def load(cls, folder: Path) -> Settings:
         """Read the settings of a folder of results.
 
         Raises:
@@ -161,6 +163,11 @@ def evaluate(args: argparse.Namespace) -> None:
     whole = read_paradigms(args.data)
     paradigms = [paradigm.sample(args.limit) for paradigm in whole]
     beside = [read_run(folder) for folder in args.beside]
+    import torch
+
+    from rt_plugin import hub
+    from rt_plugin.evaluation.likelihood import PseudoLikelihood
+
     model = hub.from_pretrained(str(args.model), args.checkpoint)
     if torch.cuda.is_available() and not args.cpu:
         model = model.cuda()

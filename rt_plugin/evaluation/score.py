@@ -13,6 +13,8 @@ pseudo-perplexity, exp(-sum of scores / tokens).
 Example: rt-plugin score sentences.txt --model examples/checkpoints/recurrent_roberta_mini --out scores.csv
 """
 
+from __future__ import annotations
+
 import argparse
 import csv
 import io
@@ -22,17 +24,17 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-import torch
-
-from rt_plugin import hub
 from rt_plugin.console import commands
 from rt_plugin.console.files import replacing
 from rt_plugin.console.progress import Progress
 from rt_plugin.errors import UserError
-from rt_plugin.evaluation.likelihood import MASKS, PseudoLikelihood, Sentence
+from rt_plugin.evaluation import MASKS
 from rt_plugin.text.raw import read_lines
+
+if TYPE_CHECKING:
+    from rt_plugin.evaluation.likelihood import PseudoLikelihood, Sentence
 
 FORMATS = ("csv", "tsv", "jsonl")
 UNITS = {"nats": 1.0, "bits": math.log(2)}  # how many nats one is
@@ -123,6 +125,11 @@ def score(args: argparse.Namespace) -> None:
     form = args.format or _format_of(args.out)
     if args.out and args.out.is_dir():
         raise UserError(f"{args.out}: is a folder; give the name of the file to write")
+    import torch
+
+    from rt_plugin import hub
+    from rt_plugin.evaluation.likelihood import PseudoLikelihood
+
     model = hub.from_pretrained(str(args.model), args.checkpoint)
     if torch.cuda.is_available() and not args.cpu:
         model = model.cuda()
