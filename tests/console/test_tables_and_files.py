@@ -11,17 +11,17 @@ ROWS = [("QNLI", "1,234", "-"), ("RTE", "5e-4", "a 1, b 20")]
 
 def test_plain_table_leaves_cells_as_they_are():
     assert plain_table(HEADINGS, ROWS).splitlines() == [
-        "task      rows     labels",
-        "QNLI     1,234          -",
-        "RTE       5e-4  a 1, b 20",
+        "task   rows     labels",
+        "QNLI  1,234          -",
+        "RTE    5e-4  a 1, b 20",
     ]
 
 
 def test_any_column_may_be_to_the_left():
     assert plain_table(HEADINGS, ROWS, left=(0, 2)).splitlines() == [
-        "task      rows  labels",
-        "QNLI     1,234  -",
-        "RTE       5e-4  a 1, b 20",
+        "task   rows  labels",
+        "QNLI  1,234  -",
+        "RTE    5e-4  a 1, b 20",
     ]
 
 
