@@ -39,6 +39,7 @@ def state():
 """
 
 REGISTERED = """
+import sys
 def check():
     from fairseq.criterions import CRITERION_REGISTRY
     from fairseq.models import ARCH_MODEL_REGISTRY
@@ -47,6 +48,8 @@ def check():
     assert {"rt_masked_lm", "rt_glue"} <= set(TASK_REGISTRY) & set(CRITERION_REGISTRY)
     assert {"recurrent_roberta_base", "roberta_mini"} <= set(ARCH_MODEL_REGISTRY)
     assert hasattr(Trainer.__init__, "__wrapped__"), "not repaired"
+    if "fairseq_cli.train" in sys.modules:  # which takes this function by name
+        assert sys.modules["fairseq_cli.train"].fsdp_enable_wrap.__code__.co_filename.endswith("refusals.py")
     import rt_plugin.model
     assert rt_plugin.model.RecurrentRobertaModel is ARCH_MODEL_REGISTRY["recurrent_roberta_base"]
     return True
@@ -58,6 +61,7 @@ def check():
     [
         "import rt_plugin, fairseq",
         "import fairseq, rt_plugin",
+        "import rt_plugin.glue.run, fairseq_cli.train",
         "import fairseq_cli.train, rt_plugin.model",
         "from rt_plugin.model import RecurrentRobertaModel",
         "import rt_plugin.tasks.masking",
