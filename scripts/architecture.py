@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "corpus": _TEXT,
     "pretrain": _TEXT,
     "glue": (*_TEXT, "hub"),
-    "evaluation": (*_TEXT, "hub"),
+    "evaluation": ("reference", "modules", *_TEXT, "hub"),  # it looks into the blocks of a loaded model
     "tasks": (*_TEXT, "blocks", "glue"),
     "criterions": (*_TEXT, "glue"),
 }

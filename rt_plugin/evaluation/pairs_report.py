@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rt_plugin.console import figures
 from rt_plugin.console.files import replacing
 from rt_plugin.console.tables import markdown_table
-from rt_plugin.errors import UserError
 from rt_plugin.evaluation.pairs import Accuracy, accuracy_of, mean_of, paired_difference
 
 FILES = ("report.md", "paradigms.csv", "phenomena.csv", "accuracy.png")
@@ -130,45 +130,25 @@ def _difference(run: Run, other: Run) -> str:
 
 
 def _plot(runs: Sequence[Run], path: Path) -> None:
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise UserError(f"matplotlib is not installed, so {path} is missing; run: pip install matplotlib") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     names = list(runs[0].shown())
-    figure, axes = pyplot.subplots(layout="constrained", figsize=(7.5, 1.5 + 0.38 * len(names)))
-    for i, run in enumerate(runs):
-        shift = 0.7 * ((i + 0.5) / len(runs) - 0.5)
-        _draw(axes, run, names, shift, f"C{i}")
-    axes.axvline(50, color="black", lw=0.8, ls=":")
-    axes.set(xlim=(0, 100), xlabel="pairs right, % (small dots: paradigms; dotted line: chance)")
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=2)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    labels = [f"{run.model} ({run.mask})" for run in runs]
+    colours = figures.colours(labels)
+    title = "Minimal pairs right, with 95 % intervals over pairs; small dots: paradigms; dotted: chance"
+    with figures.panels(path, 1, title, height=0.8 + (0.14 + 0.1 * len(runs)) * len(names)) as (axes,):
+        for i, (run, label) in enumerate(zip(runs, labels, strict=True)):
+            _draw(axes, run, names, 0.7 * ((i + 0.5) / len(runs) - 0.5), colours[label], label)
+        axes.axvline(50, color="black", lw=0.8, ls=":")
+        axes.set(xlim=(0, 100), xlabel="pairs right, %")
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
 
 
-def _draw(axes, run: Run, names: Sequence[str], shift: float, color: str) -> None:
+def _draw(axes, run: Run, names: Sequence[str], shift: float, colour: str, label: str) -> None:
     accuracies, means = run.paradigms(), run.shown()
-    for name, phenomenon in run.phenomena.items():
-        if phenomenon in names:
-            axes.plot(
-                100 * accuracies[name].accuracy, names.index(phenomenon) + shift, ".", color=color, alpha=0.4, ms=4
-            )
-    found = [(i, means[name]) for i, name in enumerate(names) if name in means]
+    dots = [(names.index(p), accuracies[name]) for name, p in run.phenomena.items() if p in names]
+    places, shares = [i + shift for i, _ in dots], [100 * a.accuracy for _, a in dots]
+    axes.plot(shares, places, ".", color=colour, alpha=0.35, ms=3)
+    found = [(i + shift, means[name]) for i, name in enumerate(names) if name in means]
     centers = [100 * mean.accuracy for _, mean in found]
     errors = [[100 * (m.accuracy - m.low) for _, m in found], [100 * (m.high - m.accuracy) for _, m in found]]
-    axes.errorbar(
-        centers,
-        [i + shift for i, _ in found],
-        xerr=errors,
-        fmt="o",
-        ms=5,
-        capsize=2,
-        color=color,
-        label=f"{run.model} ({run.mask})",
-    )
+    axes.errorbar(centers, [place for place, _ in found], xerr=errors, fmt="o", capsize=2, color=colour, label=label)
