@@ -20,9 +20,11 @@ VERBS = {
     "prepare-glue": ("rt_plugin.glue.prepare", "GLUE's and SuperGLUE's files -> data for fine-tuning"),
     "finetune-glue": ("rt_plugin.glue.finetune", "fine-tune on every task, learning rate and seed"),
     "report-glue": ("rt_plugin.glue.report", "tables, differences and plots of such runs"),
+    "glue-baselines": ("rt_plugin.glue.baselines", "the floor of such tables: what TF-IDF reaches without an encoder"),
     "predict-glue": ("rt_plugin.glue.predict", "predictions for rows of a file, or as a submission"),
     "score": ("rt_plugin.evaluation.score", "the pseudo-log-likelihood of sentences"),
     "minimal-pairs": ("rt_plugin.evaluation.minimal_pairs", "how often a model prefers the right sentence of a pair"),
+    "show-recurrence": ("rt_plugin.evaluation.show_recurrence", "what a recurrence has learned, how far back it sees"),
 }
 
 

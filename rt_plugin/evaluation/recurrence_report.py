@@ -158,7 +158,7 @@ def _markdown(name: str, layers: Sequence[LayerMemory], tokens: int) -> str:
             f"near 0, it is 1.00, and 6.2 % come from {CONVOLUTION_WIDTH} or more positions back, which a short-conv "
             f"does not see. Gate closed: share of its values nearer to 0 than {CLOSED}. alpha, beta: mean ± standard "
             "deviation over the channels.",
-            markdown_table(headings, rows, left=2),
+            markdown_table(headings, rows, left=(0, 1)),
             "![How far back a state remembers](memory.png)\n\n![Parameters](parameters.png)\n",
         ]
     )

@@ -1,0 +1,105 @@
+"""A floor for GLUE tables: what the most frequent class, and linear models over words, reach without an encoder.
+
+Three models, whose rows have the columns of a fine-tuning sweep, without a learning rate:
+
+    majority   the most frequent class of the train set; for scores, their mean
+    cosine     only for scores: the cosine of the two texts' TF-IDF vectors of characters; nothing is trained
+    tf-idf     logistic regression, or ridge regression for scores, over TF-IDF vectors of words and of characters; for
+               pairs of texts over their overlap and cosines, too
+
+Which features, how strong the regularisation is and whether classes are weighted is chosen by 5-fold
+cross-validation within the train set, by the task's headline metric, on at most 10,000 rows. The dev set is read once.
+
+Example: rt-plugin glue-baselines GLUE_DIR runs/floor.csv
+         rt-plugin report-glue runs/floor.csv runs/ffn/results.csv
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rt_plugin.console import commands
+from rt_plugin.console.tables import markdown_table
+from rt_plugin.errors import UserError
+from rt_plugin.glue.readers import source_files, source_folder
+from rt_plugin.glue.results import SCORE, WHEN, write_csv
+from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask
+
+
+def task_rows(task: GlueTask, files: dict[str, Path]) -> Iterator[tuple[dict, str]]:
+    """The CSV rows of a task, each with what was chosen for it.
+
+    Args:
+        files: split -> path; those of train and dev sets are read.
+
+    Raises:
+        UserError: see `Split.read`.
+    """
+    import numpy as np
+
+    from rt_plugin.glue.linear_models import Split, evaluate, predict
+
+    splits = {name: Split.read(task, name, path) for name, path in files.items() if not name.startswith("test")}
+    train = splits.pop("train")
+    began = time.monotonic()
+    for model, choice, outputs in predict(task, train, list(splits.values())):
+        row = {"model": model, "task": task.name, "lr": None, "seed": 0, "epochs": 0, "failed": 0}
+        if not task.is_regression:
+            row["majority"] = np.bincount(splits["valid"].labels).max() / len(splits["valid"].labels)
+        for (name, split), values in zip(splits.items(), outputs, strict=True):
+            scores = evaluate(task, values, split.labels, split.groups)
+            ending = name.removeprefix("valid")
+            row.update({f"{when}_{metric}{ending}": value for metric, value in scores.items() for when in WHEN})
+        row["seconds"] = round(time.monotonic() - began, 1)
+        yield row, choice
+
+
+def run(args: argparse.Namespace) -> None:
+    """The command's work."""
+    files = {}
+    for task in [BY_NAME[name] for name in args.tasks] if args.tasks else TASKS:
+        folder = source_folder(task, args.glue_dir)
+        if folder is None and args.tasks:
+            raise UserError(f"{args.glue_dir}: no folder {task.name}; expected the official files of {task.name}")
+        if folder is not None and "train" in task.files:
+            files[task.name] = source_files(task, folder, args.subsets)
+    if not files:
+        raise UserError(f"{args.glue_dir}: no task's folder there; expected CoLA, SST-2, ... with the official files")
+    rows = []
+    for name, paths in files.items():
+        commands.report(f"{name}: {paths['train']}")
+        rows += task_rows(BY_NAME[name], paths)
+        _write(args.out, [row for row, _ in rows])
+    print(markdown_table(["task", "model", SCORE, "chosen"], [_cells(*row) for row in rows], left=(0, 1, 3)))
+    commands.report(f"{args.out}: {len(rows)} rows")
+
+
+def _write(path: Path, rows: Sequence[dict]) -> None:
+    try:
+        write_csv(path, rows)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); give another OUT.csv") from None
+
+
+def _cells(row: dict, choice: str) -> list[str]:
+    score = row[f"best_{SCORE}"]
+    return [row["task"], row["model"], "-" if math.isnan(score) else f"{100 * score:.1f}", choice]
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = commands.parser("glue-baselines", __doc__)
+    parser.add_argument("glue_dir", metavar="GLUE_DIR", type=Path, help="folder with the official files")
+    parser.add_argument("out", metavar="OUT.csv", type=Path, help="the file to write")
+    parser.add_argument("--tasks", nargs="+", choices=list(BY_NAME), metavar="TASK", help="default: all that are there")
+    parser.add_argument(
+        "--subsets", action="store_true", help="take reduced files such as train_subset.tsv where they are there"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    args = parse_arguments(argv)
+    return commands.run("glue-baselines", lambda: run(args))
