@@ -11,7 +11,7 @@ from rt_plugin._location import USER_DIR
 from rt_plugin.console import commands
 from rt_plugin.errors import UserError
 from rt_plugin.glue.prepared import dictionary_files, read_glue_file
-from rt_plugin.glue.results import SCORE, read_dev_metrics
+from rt_plugin.glue.results import SCORE, epochs_in_log, read_dev_metrics
 from rt_plugin.glue.specs import TASKS, GlueTask, find_task
 from rt_plugin.model_folder.checkpoint import model_options
 from rt_plugin.model_folder.dictionary import load_dictionary
@@ -62,12 +62,14 @@ class PlannedRun:
     def name(self) -> str:
         return f"{self.task.name} lr {self.lr:g} seed {self.seed}"
 
-    def work_left(self) -> int:
+    def work_left(self) -> float:
         """Rows that it has yet to see."""
-        return self.rows * max(0, self.epochs - self.epochs_done())
+        return self.rows * max(0.0, self.epochs - self.epochs_done())
 
-    def epochs_done(self) -> int:
-        return max((entry["epoch"] for entry in read_dev_metrics(self.folder)), default=0)
+    def epochs_done(self) -> float:
+        """With the part of the present one."""
+        evaluated = max((entry["epoch"] for entry in read_dev_metrics(self.folder)), default=0)
+        return max(evaluated, epochs_in_log(self.folder))
 
 
 def plan(args: argparse.Namespace) -> list[PlannedRun]:

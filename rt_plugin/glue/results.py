@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from rt_plugin.glue.specs import BY_NAME, METRICS, TASKS, GlueTask
 
 CSV_FILE = "results.csv"  # of a sweep
 RESULT_FILE = "result.json"  # of a run: its row
+LOG_FILE = "train.log"  # of a run: all that fairseq-train said
 METRICS_FILE = "dev_metrics.jsonl"  # of a run: one line an evaluation
 SCORE = "score"  # the mean of a task's headline metrics
 UNDEFINED = "undefined"
@@ -35,6 +37,7 @@ _METRIC_COLUMNS = (
     *(f"{when}_{name}_mismatched" for name in (SCORE, "accuracy") for when in WHEN),
 )
 _CHECKPOINT = "checkpoint"
+_LOG_END = 4096  # bytes of a log in which fairseq tells its progress once or more
 COLUMNS: tuple[str, ...] = (*_RUN_COLUMNS, *_METRIC_COLUMNS, _CHECKPOINT)
 _TASK_ORDER = {task.name: i for i, task in enumerate(TASKS)}
 
@@ -53,6 +56,17 @@ def read_dev_metrics(folder: Path) -> list[dict]:
             continue
         entries[entry["updates"], entry["split"]] = entry
     return [entries[key] for key in sorted(entries)]
+
+
+def epochs_in_log(folder: Path) -> float:
+    """The epochs that a run has trained, with the part of the present one, by the end of its log; 0 without one."""
+    log = folder / LOG_FILE
+    if not log.is_file():
+        return 0.0
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LOG_END))
+        told = re.findall(rb'"update": ([0-9.]+)', file.read())
+    return float(told[-1]) if told else 0.0
 
 
 def summarize(task: GlueTask, entries: Sequence[dict], labels: dict[str, int], diverged: bool = False) -> dict:

@@ -16,8 +16,8 @@ from fairseq_cli.train import cli_main
 from rt_plugin.console.locks import in_turn
 from rt_plugin.console.processes import end_with_parent
 from rt_plugin.errors import DivergenceError, UserError
+from rt_plugin.glue.results import LOG_FILE
 
-LOG_FILE = "train.log"
 DIVERGED = 3  # exit status: the loss or the gradients are no finite numbers
 
 

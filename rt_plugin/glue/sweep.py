@@ -18,8 +18,8 @@ from rt_plugin.console.progress import Progress
 from rt_plugin.errors import UserError
 from rt_plugin.glue.plan import PlannedRun
 from rt_plugin.glue.record import COMMAND_FILE
-from rt_plugin.glue.results import CSV_FILE, RESULT_FILE, read_dev_metrics, summarize, write_csv
-from rt_plugin.glue.run import DIVERGED, LOG_FILE, train
+from rt_plugin.glue.results import CSV_FILE, LOG_FILE, RESULT_FILE, read_dev_metrics, summarize, write_csv
+from rt_plugin.glue.run import DIVERGED, train
 from rt_plugin.model_folder.files import BEST_CHECKPOINT
 
 _SECONDS_BETWEEN_LINES = 60.0  # of progress in a log
@@ -117,7 +117,7 @@ class Sweep:
             self._free.append(gpu)
             self._end(run, process.exitcode, time.monotonic() - began)
         runs = [started.run for started in self._running.values()]
-        under_way = "; ".join(f"{run.name}: epoch {run.epochs_done()}/{run.epochs}" for run in runs)
+        under_way = "; ".join(f"{run.name}: epoch {run.epochs_done():.1f}/{run.epochs}" for run in runs)
         self._progress.reach(self._work - self._work_left(), under_way)
 
     def _end(self, run: PlannedRun, status: int, seconds: float) -> None:
@@ -165,7 +165,7 @@ class Sweep:
             if self.keep == "none" or path.name != BEST_CHECKPOINT:
                 path.unlink()
 
-    def _work_left(self) -> int:
+    def _work_left(self) -> float:
         """In rows: a run sees those of its train set once an epoch."""
         running = (started.run for started in self._running.values())
         return sum(run.work_left() for run in (*self._waiting, *running))

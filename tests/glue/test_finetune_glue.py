@@ -20,7 +20,7 @@ import torch
 from conftest import REPOSITORY, run_command
 from rt_plugin.errors import UserError
 from rt_plugin.glue.finetune import main, parse_arguments
-from rt_plugin.glue.plan import plan
+from rt_plugin.glue.plan import PlannedRun, plan
 from rt_plugin.glue.results import COLUMNS, read_csv, summarize, write_csv
 from rt_plugin.glue.specs import BY_NAME
 from rt_plugin.glue.sweep import fork_server
@@ -319,6 +319,16 @@ def test_csv_is_read_as_it_was_written(tmp_path):
     assert (run.model, run.task.name, run.lr, run.seed, run.failed) == ("m", "STS-B", 1e-4, 3, True)
     assert run.values["best_score"] == 0.1 + 0.2 and math.isnan(run.values["last_score"])
     assert run.values.keys() == {"best_score", "last_score"}
+
+
+def test_work_left_counts_the_part_of_an_epoch_that_is_done(tmp_path):
+    run = PlannedRun(BY_NAME["QNLI"], 1e-3, 1, tmp_path, [], epochs=4, rows=100, labels={})
+    assert run.work_left() == 400
+    line = 'INFO | train_inner | {{"epoch": 3, "update": {}, "loss": "0.9", "num_updates": "50"}}\n'
+    (tmp_path / "train.log").write_text("$ fairseq-train\n" + line.format(1.25) + line.format(2.5) + "done\n")
+    assert run.work_left() == pytest.approx(150)
+    (tmp_path / "dev_metrics.jsonl").write_text('{"split": "valid", "epoch": 3, "updates": 12, "score": 1}\n')
+    assert run.work_left() == 100
 
 
 def test_structure_of_the_checkpoint_becomes_options(pretrained, tmp_path):
