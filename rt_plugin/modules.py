@@ -1,5 +1,7 @@
 """RecurrentFFN: the block of the paper that takes the place of a Transformer layer's feed-forward block."""
 
+import numbers
+
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +10,7 @@ from rt_plugin.errors import UserError
 
 RECURRENCE_TYPES = ("swish-rnn", "none", "short-conv")
 CONVOLUTION_WIDTH = 4  # positions that short-conv sees
+MAX_WIDTH = 2**31 - 1
 
 
 def default_inner_dim(embed_dim: int) -> int:
@@ -42,7 +45,7 @@ class RecurrentFFN(nn.Module):
         x: (L, B, embed_dim) -> (L, B, embed_dim)
 
     Raises:
-        UserError: a width or the step size is below 1, or a name is unknown.
+        UserError: a width or the step size is no whole number of at least 1, or a name is unknown.
     """
 
     def __init__(
@@ -59,11 +62,11 @@ class RecurrentFFN(nn.Module):
         quant_noise_block_size: int = 8,
     ):
         super().__init__()
+        _check_count("embed_dim", embed_dim, MAX_WIDTH)
         if inner_dim is None:
             inner_dim = default_inner_dim(embed_dim)
-        for name, value in (("embed_dim", embed_dim), ("inner_dim", inner_dim), ("step_size", step_size)):
-            if value < 1:
-                raise UserError(f"RecurrentFFN: {name} is {value}, expected at least 1")
+        _check_count("inner_dim", inner_dim, MAX_WIDTH)
+        _check_count("step_size", step_size, reference.MAX_STEP_SIZE)
         for name, value, known in (
             ("gate", gate, tuple(reference.GATES)),
             ("recurrence_type", recurrence_type, RECURRENCE_TYPES),
@@ -108,6 +111,8 @@ class RecurrentFFN(nn.Module):
         Returns:
             (L, B, embed_dim); what stands at padded positions has no meaning.
         """
+        if not isinstance(x, Tensor):
+            raise UserError(f"RecurrentFFN: x is of type {type(x).__name__}, expected a torch.Tensor")
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.t().unsqueeze(-1), 0)
         x12 = self.in_proj(x)
@@ -120,13 +125,14 @@ class RecurrentFFN(nn.Module):
                 self.beta,
                 self.c_bias,
                 self.gate_bias,
-                step_size=self.step_size,
-                gate=self.gate,
-                reverse=self.reverse,
-                impl=self.impl,
+                self.step_size,
+                self.gate,
+                self.reverse,
+                self.impl,
             )
         return self.out_proj(self.dropout(h))
 
+    @torch.jit.ignore  # torch.jit.script would compile what this block has no parameters for
     def _control(self, x12: Tensor) -> Tensor:
         c, x2 = x12.chunk(2, dim=-1)
         if self.recurrence_type == "short-conv":
@@ -139,6 +145,11 @@ class RecurrentFFN(nn.Module):
             f"{self.embed_dim}, inner_dim={self.inner_dim}, step_size={self.step_size}, gate={self.gate}, "
             f"direction={direction}, recurrence_type={self.recurrence_type}, impl={self.impl}"
         )
+
+
+def _check_count(name: str, value: int, largest: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 1 <= value <= largest:
+        raise UserError(f"RecurrentFFN: {name} is {value!r}, expected at least 1, at most {largest}, and whole")
 
 
 def _quant_noise(module: nn.Linear, probability: float, block_size: int) -> nn.Module:

@@ -6,6 +6,7 @@ get their fake kernels (shapes for torch.compile) and their place in autograd.
 """
 
 import functools
+import inspect
 import logging
 from pathlib import Path
 
@@ -66,7 +67,15 @@ def cpu_capability() -> str:
     return torch.ops.rt_plugin.cpu_capability()
 
 
+def _check_devices(x12, *others):
+    """Without the compiled kernels' own check, for tensors without memory: their result may claim to have some."""
+    for tensor in others:
+        if tensor.device != x12.device:
+            raise UserError(f"swish_rnn: one tensor is on {tensor.device}, x12 on {x12.device}; move one of them")
+
+
 def _fake_forward(x12, alpha, beta, c_bias, gate_bias, step_size, gate, reverse, save_state):
+    _check_devices(x12, alpha, beta, c_bias, gate_bias)
     length, batch, channels = x12.shape
     h = x12.new_empty(length, batch, channels // 2)
     return h, torch.empty_like(h) if save_state else x12.new_empty(0)
@@ -74,6 +83,7 @@ def _fake_forward(x12, alpha, beta, c_bias, gate_bias, step_size, gate, reverse,
 
 def _fake_backward(dh, x12, alpha, beta, c_bias, gate_bias, c, step_size, gate, reverse):
     parameters = (alpha, beta, c_bias, gate_bias)
+    _check_devices(x12, dh, c, *parameters)
     return x12.new_empty(x12.shape), *(p.new_empty(p.shape) for p in parameters)
 
 
@@ -82,10 +92,43 @@ if not _REASONS["cpu"]:
     register_fake("rt_plugin::swish_rnn_backward", _fake_backward)
 
 
-class _SwishRNN(torch.autograd.Function):
+class _Bound:
+    """What torch asks of `inspect.BoundArguments`, for arguments that are all there and in order."""
+
+    def __init__(self, args: tuple):
+        self.args, self.kwargs = args, {}
+
+    def apply_defaults(self) -> None:
+        pass
+
+
+class _PositionalSignature(inspect.Signature):
+    """Takes arguments as they come. torch binds those of `forward` to their names at each call of a Function that has a
+    `setup_context`, in case there are defaults; on small tensors that takes longer than the operation."""
+
+    def bind(self, *args) -> _Bound:
+        return _Bound(args)
+
+
+def _positional(forward):
+    forward.__signature__ = _PositionalSignature(list(inspect.signature(forward).parameters.values()))
+    return forward
+
+
+class _CompiledFunction(torch.autograd.Function):
+    """Refuses in words what the compiled op cannot do. A `jvp` would do so for forward mode, but torch.compile takes no
+    function that has one."""
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        raise UserError("swish_rnn: the compiled op does not work under torch.vmap; use impl='reference'")
+
+
+class _SwishRNN(_CompiledFunction):
     """-> (h, c). c is saved for the backward and not differentiable; without `save_state` it is empty."""
 
     @staticmethod
+    @_positional
     def forward(x12, alpha, beta, c_bias, gate_bias, step_size, gate, reverse, save_state):
         return torch.ops.rt_plugin.swish_rnn_forward(
             x12, alpha, beta, c_bias, gate_bias, step_size, gate, reverse, save_state
@@ -109,10 +152,11 @@ class _SwishRNN(torch.autograd.Function):
         return *gradients, None, None, None, None
 
 
-class _SwishRNNBackward(torch.autograd.Function):
+class _SwishRNNBackward(_CompiledFunction):
     """The gradients as a function of their own, so that differentiating them is refused in words."""
 
     @staticmethod
+    @_positional
     def forward(dh, x12, alpha, beta, c_bias, gate_bias, c, step_size, gate, reverse):
         return torch.ops.rt_plugin.swish_rnn_backward(
             dh, x12, alpha, beta, c_bias, gate_bias, c, step_size, gate, reverse
@@ -137,11 +181,24 @@ def _native_swish_rnn(
     gate: str,
     reverse: bool,
 ) -> Tensor:
-    reference.check_arguments(x12, alpha, beta, c_bias, gate_bias, step_size, gate)
     tensors = (x12, alpha, beta, c_bias, gate_bias)
     save_state = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     # Through autograd also without gradients: called directly, the op would give forward-mode a tangent of zero.
-    return _SwishRNN.apply(*tensors, step_size, gate, reverse, save_state)[0]
+    if torch.compiler.is_compiling():
+        return _SwishRNN.apply(*tensors, step_size, gate, reverse, save_state)[0]
+    try:
+        return _SwishRNN.apply(*tensors, step_size, gate, reverse, save_state)[0]
+    except NotImplementedError as error:
+        if "jvp" not in str(error):
+            raise
+        raise UserError(
+            "swish_rnn: the compiled op has no forward-mode derivatives; use impl='reference' for them"
+        ) from error
+    except RuntimeError as error:
+        _, found, words = str(error).partition("swish_rnn: the memory of")  # seen by the kernels alone
+        if found:
+            raise UserError(found + words.splitlines()[0]) from error
+        raise
 
 
 @functools.cache
@@ -149,6 +206,7 @@ def _log_choice(device_type: str, choice: str, reason: str) -> None:
     logger.info("swish_rnn on %s runs in %s%s", device_type, choice, f": {reason}" if reason else "")
 
 
+@torch.jit.ignore  # torch.jit.script calls it from Python: its own language knows no autograd.Function
 def swish_rnn(
     x12: Tensor,
     alpha: Tensor,
@@ -179,6 +237,7 @@ def swish_rnn(
     """
     if impl not in IMPLEMENTATIONS:
         raise UserError(f"swish_rnn: impl is {impl!r}, expected one of {', '.join(IMPLEMENTATIONS)}")
+    reference.check_arguments(x12, alpha, beta, c_bias, gate_bias, step_size, gate, reverse)
     device_type = x12.device.type
     reason = _REASONS.get(device_type, f"there is no compiled op for {device_type}")
     if reason and impl == "native":

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from rt_plugin.errors import UserError
 
 GATES = {"gelu": F.gelu, "sigmoid": torch.sigmoid, "silu": F.silu}
+MAX_STEP_SIZE = 2**63 - 1
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -39,7 +40,7 @@ def recurrence(x1: Tensor, alpha: Tensor, beta: Tensor, step_size: int = 1, reve
     """
     if reverse:
         return recurrence(x1.flip(0), alpha, beta, step_size).flip(0)
-    c = x1.new_zeros((step_size, *x1.shape[1:]))
+    c = x1.new_zeros((min(step_size, len(x1)), *x1.shape[1:]))
     groups = []
     for x in x1.split(step_size):  # (k, B, d'); the last group may be shorter
         c = swish(c[: len(x)] - x, alpha, beta) + x
@@ -100,9 +101,9 @@ def swish_rnn(
         (L, B, d') in the type of x12. The state is kept in float32 (float64 for float64) and rounded once, at the end.
 
     Raises:
-        UserError: a shape, a type, `step_size` or `gate` is not one of the above.
+        UserError: an argument is not one of the above, or the tensors are on several devices.
     """
-    check_arguments(x12, alpha, beta, c_bias, gate_bias, step_size, gate)
+    check_arguments(x12, alpha, beta, c_bias, gate_bias, step_size, gate, reverse)
     state = torch.float64 if x12.dtype == torch.float64 else torch.float32
     x1, x2 = x12.to(state).chunk(2, dim=-1)
     alpha, beta, c_bias, gate_bias = (p.to(state) for p in (alpha, beta, c_bias, gate_bias))
@@ -111,23 +112,42 @@ def swish_rnn(
 
 
 def check_arguments(
-    x12: Tensor, alpha: Tensor, beta: Tensor, c_bias: Tensor, gate_bias: Tensor, step_size: int, gate: str
+    x12: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    c_bias: Tensor,
+    gate_bias: Tensor,
+    step_size: int,
+    gate: str,
+    reverse: bool,
 ) -> None:
     """Raise a `UserError` where the arguments of `swish_rnn` are not what its docstring asks for."""
+    parameters = (("alpha", alpha), ("beta", beta), ("c_bias", c_bias), ("gate_bias", gate_bias))
+    for name, tensor in (("x12", x12), *parameters):
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"swish_rnn: {name} is of type {type(tensor).__name__}, expected a torch.Tensor")
+        if tensor.layout != torch.strided:
+            raise UserError(f"swish_rnn: {name} has layout {tensor.layout}, expected a dense tensor; use to_dense()")
     if x12.dtype not in DTYPES:
         names = ", ".join(str(t).removeprefix("torch.") for t in DTYPES)
         raise UserError(f"swish_rnn: x12 has type {x12.dtype}, expected one of {names}")
     if x12.dim() != 3 or x12.shape[-1] % 2:
         raise UserError(f"swish_rnn: x12 has shape {tuple(x12.shape)}, expected (length, batch, 2 * inner_dim)")
     width = x12.shape[-1] // 2
-    for name, p in (("alpha", alpha), ("beta", beta), ("c_bias", c_bias), ("gate_bias", gate_bias)):
+    for name, p in parameters:
         if p.shape != (width,):
             raise UserError(
                 f"swish_rnn: {name} has shape {tuple(p.shape)}, expected ({width},), half of x12's last size"
             )
         if p.dtype not in (x12.dtype, torch.float32):
             raise UserError(f"swish_rnn: {name} has type {p.dtype}, expected torch.float32 or x12's {x12.dtype}")
-    if isinstance(step_size, bool) or not isinstance(step_size, int) or step_size < 1:
-        raise UserError(f"swish_rnn: step_size is {step_size!r}, expected a whole number of at least 1")
-    if gate not in GATES:
+        if p.device != x12.device:
+            raise UserError(f"swish_rnn: {name} is on {p.device}, x12 on {x12.device}; move one of them")
+    if isinstance(step_size, bool) or not isinstance(step_size, int) or not 1 <= step_size <= MAX_STEP_SIZE:
+        raise UserError(
+            f"swish_rnn: step_size is {step_size!r}, expected a whole number of at least 1, at most {MAX_STEP_SIZE}"
+        )
+    if not isinstance(gate, str) or gate not in GATES:
         raise UserError(f"swish_rnn: gate is {gate!r}, expected one of {', '.join(GATES)}")
+    if not isinstance(reverse, bool):
+        raise UserError(f"swish_rnn: reverse is {reverse!r}, expected True or False")

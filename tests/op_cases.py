@@ -23,8 +23,10 @@ CASES = tuple((*shape, *ARGUMENTS[i * 7 % len(ARGUMENTS)]) for i, shape in enume
     (63, 3, 344, *arguments) for arguments in ARGUMENTS
 )
 
-# Wide enough for the CUDA kernels that load vectors, with more positions than they load ahead, and few of them.
-WIDE_CASES = ((19, 3, 21848, 1, "gelu", False), (9, 2, 32768, 2, "silu", True), (37, 33, 2048, 1, "sigmoid", True))
+# For the CUDA kernels that load vectors of two and of four channels: with more positions than they load ahead, and few;
+# and with more chains (k) than threads are for, so that each takes several.
+WIDE_CASES = ((19, 3, 21848, 1, "gelu", False), (19, 129, 2048, 1, "sigmoid", True), (9, 2, 32768, 2, "silu", True))
+CHAIN_CASES = ((131, 8, 2048, 65, "gelu", True), (12, 2, 65600, 9, "silu", False))
 
 
 def make_inputs(length, batch, width, dtype, parameter_dtype=None, seed=0):
@@ -48,7 +50,7 @@ def reference_results(x12, parameters, dh, step_size, gate, reverse):
 
 def relative_error(actual, expected, floor=0.0) -> float:
     """The norm of the difference over the norm of what is expected, or over `floor` where that is larger."""
-    actual, expected = actual.detach().cpu().double(), expected.double()
+    actual, expected = (t.detach().cpu().double() for t in (actual, expected))
     assert actual.shape == expected.shape
     scale = max(expected.norm().item(), floor)
     difference = (actual - expected).norm().item()

@@ -131,6 +131,11 @@ def test_activation_dropout_acts_in_training_only():
     [
         ({"inner_dim": 0}, "inner_dim is 0, expected at least 1"),
         ({"step_size": 0}, "step_size is 0, expected at least 1"),
+        ({"inner_dim": 1.5}, "inner_dim is 1.5, expected at least 1, at most 2147483647, and whole"),
+        ({"inner_dim": 2**70}, f"inner_dim is {2**70}, expected at least 1, at most"),
+        ({"inner_dim": "8"}, "inner_dim is '8', expected at least 1, at most"),
+        ({"step_size": 1.5}, "step_size is 1.5, expected at least 1, at most"),
+        ({"step_size": 2**64}, f"step_size is {2**64}, expected at least 1, at most {2**63 - 1}"),
         ({"gate": "relu"}, "gate is 'relu', expected one of gelu, sigmoid, silu"),
         ({"recurrence_type": "lstm"}, "recurrence_type is 'lstm', expected one of swish-rnn, none, short-conv"),
         ({"impl": "fast"}, "impl is 'fast', expected one of auto, native, reference"),

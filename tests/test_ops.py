@@ -1,5 +1,6 @@
 """The compiled operation against the definition in float64, and its manners: autograd, compile, threads, errors."""
 
+import inspect
 import logging
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -339,8 +341,43 @@ def test_forward_mode_is_refused(device):
     leaves, _ = _small(device)
     x12, *parameters = (t.detach() for t in leaves)
     for context in (torch.enable_grad(), torch.no_grad()):
-        with context, pytest.raises(NotImplementedError, match="jvp"):
+        with context, pytest.raises(UserError, match="no forward-mode derivatives; use impl='reference'"):
             torch.func.jvp(lambda x: ops.swish_rnn(x, *parameters, impl="native"), (x12,), (x12,))
+
+
+@pytest.mark.parametrize("transform", (lambda f: f, torch.func.grad), ids=("values", "gradients"))
+def test_vmap_is_refused(transform, device):
+    leaves, _ = _small(device)
+    x12, *parameters = (t.detach() for t in leaves)
+    mapped = torch.func.vmap(transform(lambda x: _loss(x, *parameters)))
+    with pytest.raises(UserError, match="does not work under torch.vmap; use impl='reference'"):
+        mapped(torch.stack([x12, x12]))
+    with pytest.raises(UserError, match="does not work under torch.vmap; use impl='reference'"):
+        torch.func.jacrev(lambda x: _loss(x, *parameters))(x12)
+
+
+def test_script_calls_the_op(device):
+    """torch.jit.script makes of the block one that calls the op from Python; what it makes cannot be saved."""
+    block = RecurrentFFN(16, impl="native").to(device)
+    x = torch.randn(5, 2, 16, device=device)
+    scripted = torch.jit.script(block)
+    assert torch.equal(scripted(x), block(x))
+    padding = torch.zeros(2, 5, dtype=torch.bool, device=device)
+    padding[1, 3:] = True
+    assert torch.equal(scripted(x, padding), block(x, padding))
+
+
+def test_a_call_binds_no_signature(monkeypatch, cpu):
+    """torch binds the arguments of a Function with `setup_context` at each call, which took longer than a small op."""
+    leaves, dh = _small("cpu")
+    expected = _native_results(leaves[0], leaves[1:], dh, 1, "gelu", False)
+
+    def bind(*arguments, **options):
+        raise AssertionError("a signature was bound")
+
+    monkeypatch.setattr(inspect.Signature, "bind", bind)
+    actual = _native_results(leaves[0], leaves[1:], dh, 1, "gelu", False)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 # ---- arguments, choice and report
@@ -364,6 +401,99 @@ def test_wrong_arguments_are_refused_before_the_kernel(cpu):
     for bad_dh, bad_c, message in ((dh[:3], dh, "dh is not of shape"), (dh, dh.double(), "c is not of the type")):
         with pytest.raises(RuntimeError, match=message):
             backward(bad_dh, x12, *parameters, bad_c, 1, "gelu", False)
+
+
+@pytest.mark.parametrize("impl", ops.IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    "wrong, message",
+    (
+        ({"x12": [[[1.0, 2.0]]]}, "x12 is of type list, expected a torch.Tensor"),
+        ({"x12": numpy.ones((4, 2, 12), "float32")}, "x12 is of type ndarray, expected a torch.Tensor"),
+        ({"beta": [0.0] * 6}, "beta is of type list, expected a torch.Tensor"),
+        ({"c_bias": None}, "c_bias is of type NoneType, expected a torch.Tensor"),
+        ({"x12": torch.ones(4, 2, 12).to_sparse()}, "x12 has layout torch.sparse_coo, expected a dense tensor"),
+        ({"alpha": torch.ones(6, device="meta")}, "alpha is on meta, x12 on cpu; move one of them"),
+        ({"x12": torch.ones(4, 2, 12, device="meta")}, "alpha is on cpu, x12 on meta; move one of them"),
+        ({"step_size": 2**63}, f"step_size is {2**63}, expected a whole number of at least 1, at most {2**63 - 1}"),
+        ({"step_size": 1.5}, "step_size is 1.5, expected a whole number"),
+        ({"gate": ["gelu"]}, r"gate is \['gelu'\], expected one of gelu"),
+        ({"reverse": "yes"}, "reverse is 'yes', expected True or False"),
+    ),
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_bad_inputs_are_user_errors(wrong, message, impl, cpu):
+    x12, parameters, _ = make_inputs(4, 2, 6, torch.float32)
+    names = ("x12", "alpha", "beta", "c_bias", "gate_bias")
+    arguments = {**dict(zip(names, (x12, *parameters), strict=True)), **wrong}
+    with pytest.raises(UserError, match=f"^swish_rnn: {message}"):
+        ops.swish_rnn(**arguments, impl=impl)
+
+
+@pytest.mark.parametrize("impl", ops.IMPLEMENTATIONS)
+def test_the_largest_step_size_is_no_recurrence(impl, cpu):
+    x12, parameters, _ = make_inputs(4, 2, 6, torch.float32)
+    expected = ops.swish_rnn(x12, *parameters, step_size=4, impl=impl)
+    assert torch.equal(ops.swish_rnn(x12, *parameters, step_size=2**63 - 1, impl=impl), expected)
+
+
+def test_tensors_of_several_devices_are_refused_by_the_op_itself(cpu):
+    """A tensor without memory decides which kernel runs: one that knows shapes alone, and leaves memory as it was."""
+    x12, parameters, dh = make_inputs(4, 2, 6, torch.float32)
+    meta = [p.to("meta") for p in parameters]
+    with pytest.raises(UserError, match="one tensor is on meta, x12 on cpu"):
+        torch.ops.rt_plugin.swish_rnn_forward(x12, *meta, 1, "gelu", False, True)
+    with pytest.raises(UserError, match="one tensor is on meta, x12 on cpu"):
+        torch.ops.rt_plugin.swish_rnn_backward(dh.to("meta"), x12, *parameters, dh, 1, "gelu", False)
+    h, c = torch.ops.rt_plugin.swish_rnn_forward(x12.to("meta"), *meta, 1, "gelu", False, True)
+    assert h.is_meta and h.shape == c.shape == dh.shape
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_freed_memory_is_refused(which, cpu):
+    """As sharded training frees parameters between uses. The process ended here."""
+    x12, parameters, _ = make_inputs(63, 33, 64, torch.float32)
+    tensors = [x12, *parameters]
+    tensors[which].untyped_storage().resize_(0)
+    name = ("x12", "alpha", "beta", "c_bias", "gate_bias")[which]
+    with pytest.raises(UserError, match=f"the memory of {name} was freed: 0 bytes where [0-9]+ are needed"):
+        ops.swish_rnn(*tensors, impl="native")
+
+
+def test_freed_state_is_refused_in_the_backward(cpu):
+    leaves, dh = _small("cpu")
+    c = torch.zeros_like(dh)
+    for freed, name in ((c, "c"), (dh, "dh")):
+        freed.untyped_storage().resize_(0)
+        with pytest.raises(RuntimeError, match=f"the memory of {name} was freed"):
+            torch.ops.rt_plugin.swish_rnn_backward(
+                torch.zeros(c.shape) if name == "c" else dh,
+                *(t.detach() for t in leaves),
+                torch.zeros(c.shape) if name == "dh" else c,
+                1,
+                "gelu",
+                False,
+            )
+
+
+def test_results_on_any_device_can_be_compared():
+    """The tests' own comparison takes both tensors to the CPU: on a GPU both may be there."""
+
+    class Elsewhere(torch.Tensor):
+        """As a tensor on a device is: not to be mixed with others before `cpu()`."""
+
+        @classmethod
+        def __torch_function__(cls, function, types, arguments=(), options=None):
+            result = super().__torch_function__(function, types, arguments, options or {})
+            if function is torch.Tensor.cpu:
+                return result.as_subclass(torch.Tensor)
+            assert all(isinstance(a, cls) for a in arguments if isinstance(a, torch.Tensor)), "on several devices"
+            return result
+
+    here = torch.ones(3)
+    there = torch.ones(3).as_subclass(Elsewhere)
+    with pytest.raises(AssertionError, match="on several devices"):
+        here - there
+    assert relative_error(there, here) == relative_error(here, there) == relative_error(there, there) == 0
 
 
 def test_choice_of_implementation(monkeypatch, caplog):

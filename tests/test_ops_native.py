@@ -16,6 +16,7 @@ import pytest
 import torch
 from op_cases import (
     CASES,
+    CHAIN_CASES,
     DTYPES,
     GATES,
     TOLERANCES,
@@ -107,24 +108,30 @@ def _bytes(tensor):
     return tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
-def _header(case, dtype, parameter_dtype, save, offsets):
+def _header(case, dtype, parameter_dtypes, save, offsets):
     length, batch, width, step_size, gate, reverse = case
     types = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-    numbers = (length, batch, width, step_size, types[dtype], types[parameter_dtype])
-    numbers += (GATES.index(gate), int(reverse), int(save), *offsets)
+    numbers = (length, batch, width, step_size, types[dtype], GATES.index(gate), int(reverse), int(save))
+    numbers += (*(types[t] for t in parameter_dtypes), *offsets)
     return " ".join(map(str, numbers)).encode() + b"\n"
 
 
-def _run_driver(driver, folder, cases, dtype, parameter_dtype=None, threads=1, offsets=(0, 0, 0), **environment):
+def _inputs(case, dtype, parameter_dtypes=None):
+    """x12, parameters, dh; the parameters in types of their own where they are given."""
+    x12, parameters, dh = make_inputs(*case[:3], dtype)
+    return x12, [p.to(t) for p, t in zip(parameters, parameter_dtypes or [dtype] * 4, strict=True)], dh
+
+
+def _run_driver(driver, folder, cases, dtype, parameter_dtypes=None, threads=1, offsets=(0, 0, 0, 0), **environment):
     """Run cases and return, for each, (h, x12, alpha, beta, c_bias, gate_bias) as `op_cases` names them.
 
-    `offsets`: how many elements behind the start of an allocation x12, dh and c begin.
+    `offsets`: how many elements behind the start of an allocation x12, dh, c and each parameter begin.
     """
-    parameter_dtype = parameter_dtype or dtype
+    parameter_dtypes = parameter_dtypes or [dtype] * 4
     with open(folder / "cases", "wb") as file:
         for case, save in itertools.product(cases, (True, False)):
-            x12, parameters, dh = make_inputs(*case[:3], dtype, parameter_dtype)
-            file.write(_header(case, dtype, parameter_dtype, save, offsets))
+            x12, parameters, dh = _inputs(case, dtype, parameter_dtypes)
+            file.write(_header(case, dtype, parameter_dtypes, save, offsets))
             file.writelines(map(_bytes, (x12, *parameters, dh)))
     result = subprocess.run(
         [driver, folder / "cases", folder / "results", str(threads)],
@@ -150,7 +157,7 @@ def _run_driver(driver, folder, cases, dtype, parameter_dtype=None, threads=1, o
         h = take(dtype, length, batch, width)
         take(dtype, length, batch, width)  # c, seen through the gradients
         dx12 = take(dtype, length, batch, 2 * width)
-        gradients = [take(parameter_dtype, width) for _ in range(4)]
+        gradients = [take(t, width) for t in parameter_dtypes]
         assert torch.equal(take(dtype, length, batch, width), h), "without saving the state, h has other bits"
         results.append((h, dx12, *gradients))
     assert position == len(data)
@@ -159,7 +166,7 @@ def _run_driver(driver, folder, cases, dtype, parameter_dtype=None, threads=1, o
 
 def _assert_right(driver, folder, cases, dtype, tolerance, **options):
     for case, results in zip(cases, _run_driver(driver, folder, cases, dtype, **options), strict=True):
-        inputs = make_inputs(*case[:3], dtype, options.get("parameter_dtype"))
+        inputs = _inputs(case, dtype, options.get("parameter_dtypes"))
         assert_close_to_reference(results, reference_results(*inputs, *case[3:]), tolerance, (case, dtype))
 
 
@@ -188,24 +195,74 @@ def test_cpu_kernels_give_the_same_bits_for_any_number_of_threads(cpu_driver, tm
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_cuda_source_on_the_cpu_under_sanitizers(dtype, cuda_driver, tmp_path):
-    cases = (*DRIVER_CASES, *CASES[::11], *WIDE_CASES)
+    cases = (*DRIVER_CASES, *CASES[::11], *WIDE_CASES[:2], *CHAIN_CASES[:1])
     _assert_right(cuda_driver, tmp_path, cases, dtype, 2 * TOLERANCES[dtype])
 
 
-@pytest.mark.parametrize("offsets", ((1, 0, 0), (0, 1, 0), (0, 0, 1)), ids=("x12", "dh", "c"))
+def _same_bits(one, other) -> bool:
+    return all(torch.equal(a, b) for pair in zip(one, other, strict=True) for a, b in zip(*pair, strict=True))
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-def test_cuda_source_with_tensors_that_are_not_aligned_for_vectors(dtype, offsets, cuda_driver, tmp_path):
-    _assert_right(cuda_driver, tmp_path, WIDE_CASES, dtype, 2 * TOLERANCES[dtype], offsets=offsets)
+@pytest.mark.parametrize(
+    "case, offsets",
+    (
+        (WIDE_CASES[1], ((1, 1, 1, 1), (2, 2, 2, 2))),
+        (CHAIN_CASES[1], ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))),
+    ),
+    ids=("one by one or in twos", "each tensor"),
+)
+def test_cuda_source_gives_the_same_bits_however_it_is_cut_up(case, offsets, dtype, cuda_driver, tmp_path):
+    """Not aligned for vectors means fewer channels a thread, another number of positions ahead, and other blocks."""
+    aligned = _run_driver(cuda_driver, tmp_path, [case], dtype)
+    for other in offsets:
+        assert _same_bits(aligned, _run_driver(cuda_driver, tmp_path, [case], dtype, offsets=other)), other
 
 
-def test_cuda_source_with_parameters_in_float32(cuda_driver, tmp_path):
+# L, B, d', k; then, for forward, backward and the sums' launches, the channels that a thread takes
+@pytest.mark.parametrize(
+    "shape, forward, backward",
+    (
+        ((2, 3, 344, 1), 1, 1),
+        ((2, 4, 8192, 1), 2, 2),
+        ((2, 4, 8191, 2), 1, 1),
+        ((2, 4, 8190, 2), 2, 2),
+        ((2, 8, 32768, 1), 4, 4),
+        ((3, 8, 16384, 2), 4, 4),
+    ),
+    ids=str,
+)
+def test_shape_of_the_cuda_kernels(shape, forward, backward, cuda_driver, tmp_path):
+    """The table in cuda.cu: two channels a thread from 32k elements a position on (k chains, B, d'), four from 256k."""
+    log = tmp_path / "launches"
+    _run_driver(cuda_driver, tmp_path, [(*shape, "silu", False)], torch.float16, RT_EMULATION_LOG=str(log))
+    with_state, gradients, *_, without_state = map(int, log.read_text().split())
+    length, batch, width, step_size = shape
+    elements = min(step_size, length) * batch * width
+    threads = (with_state, gradients, without_state)
+    assert [round(elements / n) for n in threads] == [forward, backward, forward]
+
+
+@pytest.mark.parametrize("shape", ((40, 1, 65536, 40), (9, 300, 8, 1)), ids=str)
+def test_memory_for_the_sums_of_gradients_is_bounded(shape, cuda_driver, tmp_path):
+    """Threads of the backward: a row of partial sums each. With k = L there would be one for every position."""
+    log = tmp_path / "launches"
+    _run_driver(cuda_driver, tmp_path, [(*shape, "silu", False)], torch.float16, RT_EMULATION_LOG=str(log))
+    gradients = int(log.read_text().split()[1])
+    _, batch, width, _ = shape
+    assert gradients <= max(2**20, batch * width) // 4 + 64
+
+
+@pytest.mark.parametrize("which", ("float32", "mixed"))
+def test_cuda_source_with_parameters_in_float32(which, cuda_driver, tmp_path):
+    half = torch.float32 if which == "float32" else torch.bfloat16
     _assert_right(
         cuda_driver,
         tmp_path,
-        DRIVER_CASES[:18],
+        (*DRIVER_CASES[:18], (19, 2, 16400, 1, "gelu", False)),
         torch.bfloat16,
         2 * TOLERANCES[torch.bfloat16],
-        parameter_dtype=torch.float32,
+        parameter_dtypes=(half, torch.float32, half, torch.float32),
     )
 
 

@@ -40,6 +40,21 @@ inline void check_same_device(const Tensor& tensor, const Tensor& x12, const cha
   STD_TORCH_CHECK(tensor.device() == x12.device(), "swish_rnn: ", name, " is not on the device of x12");
 }
 
+// The memory of a tensor reaches as far as its sizes and strides say. Storage can be freed or shrunk under a tensor
+// (`untyped_storage().resize_()`, which sharded training uses), and reading it would end the process.
+inline void check_memory(const Tensor& tensor, const char* name) {
+  int64_t bytes = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+  int64_t last = tensor.storage_offset();
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    if (tensor.size(d) == 0) return;
+    last += (tensor.size(d) - 1) * tensor.stride(d);
+  }
+  const int64_t needed = (last + 1) * int64_t(tensor.element_size());
+  STD_TORCH_CHECK(needed <= bytes, "swish_rnn: the memory of ", name, " was freed: ", bytes, " bytes where ", needed,
+                  " are needed");
+}
+
 // The tensor itself where its channels are neighbours in memory, else a contiguous copy.
 inline Tensor with_adjacent_channels(const Tensor& tensor) {
   return tensor.size(2) == 1 || tensor.stride(2) == 1 ? tensor : torch::stable::contiguous(tensor);
@@ -58,6 +73,7 @@ struct Arguments {
       : parameters{alpha, beta, c_bias, gate_bias} {
     STD_TORCH_CHECK(input.dim() == 3 && input.size(2) % 2 == 0,
                     "swish_rnn: x12 is not of shape (length, batch, 2 * inner_dim)");
+    check_memory(input, "x12");
     STD_TORCH_CHECK(step_size >= 1, "swish_rnn: step_size is ", step_size, ", expected at least 1");
     x12 = with_adjacent_channels(input);
     problem.length = input.size(0);
@@ -83,6 +99,7 @@ struct Arguments {
     STD_TORCH_CHECK(tensor.dim() == 3 && tensor.size(0) == problem.length && tensor.size(1) == problem.batch &&
                         tensor.size(2) == problem.width,
                     "swish_rnn: ", name, " is not of shape (length, batch, inner_dim)");
+    check_memory(tensor, name);
   }
 
  private:
@@ -90,6 +107,7 @@ struct Arguments {
     Tensor& p = parameters[q];
     check_same_device(p, x12, name);
     STD_TORCH_CHECK(p.dim() == 1 && p.size(0) == problem.width, "swish_rnn: ", name, " is not of shape (inner_dim,)");
+    check_memory(p, name);
     p = torch::stable::contiguous(p);
     DType dtype = dtype_of(p, name);
     STD_TORCH_CHECK(dtype == problem.dtype || dtype == DType::float32, "swish_rnn: ", name,

@@ -180,10 +180,30 @@ RT_INLINE float power_of_two(float t) {  // one instruction, relative error 2^-2
 #endif
 constexpr float kLog2E = 1.44269504f;
 
+// Keep an argument in the range of `power_of_two`. A device's instruction has no need of it: beyond its range it gives
+// infinity or 0, which the formulas below make the right limit of.
+template <typename A>
+RT_INLINE A capped(A t, float limit) {
+  return at_most(t, A(limit));
+}
+template <typename A>
+RT_INLINE A floored(A t, float limit) {
+  return at_least(t, A(limit));
+}
+#if defined(__CUDA_ARCH__)
+RT_INLINE float capped(float t, float) { return t; }
+RT_INLINE float floored(float t, float) { return t; }
+#endif
+
+// 1 / (1 + 2^t)
+template <typename A>
+RT_INLINE A sigmoid_of_power(A t) {
+  return reciprocal(A(1.0f) + power_of_two(capped(floored(t, -126.0f), 127.0f)));
+}
+
 template <typename A>
 RT_INLINE A sigmoid(A x) {
-  A t = at_most(at_least(x * A(-kLog2E), A(-126.0f)), A(127.0f));
-  return reciprocal(A(1.0f) + power_of_two(t));
+  return sigmoid_of_power(x * A(-kLog2E));
 }
 RT_INLINE double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 
@@ -198,7 +218,7 @@ struct Normal {
 // results. Beyond 13 both tails are 0 in float32, at 13 they are below 1e-37.
 template <typename A>
 RT_INLINE Normal<A> standard_normal(A x) {
-  A m = at_most(magnitude(x), A(13.0f));
+  A m = capped(magnitude(x), 13.0f);
   A e = power_of_two(m * m * A(-0.5f * kLog2E));
   A t = reciprocal(A(1.0f) + A(IsExact<A>::value ? 0.231641888f : 0.332672447f) * m);  // 0.3275911 or 0.47047 / sqrt(2)
   A p = A(0.3739278f);
@@ -244,11 +264,29 @@ struct ChannelParameters {
   A alpha, beta, c_bias, gate_bias;
 };
 
-// c[i] = Swish(c[i-k] - x1[i]) + x1[i]
+// The same, and alpha and beta in the unit of `sigmoid_of_power`: a product less in every step, for two more numbers.
+struct FoldedParameters : ChannelParameters<float> {
+  float alpha_of_power, beta_of_power;
+
+  FoldedParameters() = default;
+  RT_INLINE explicit FoldedParameters(const ChannelParameters<float>& p)
+      : ChannelParameters<float>(p), alpha_of_power(p.alpha * -kLog2E), beta_of_power(p.beta * -kLog2E) {}
+};
+
+// sigmoid(alpha z + beta)
 template <typename A>
-RT_INLINE A next_state(A x1, A previous, const ChannelParameters<A>& p) {
+RT_INLINE A swish_sigmoid(A z, const ChannelParameters<A>& p) {
+  return sigmoid(p.alpha * z + p.beta);
+}
+RT_INLINE float swish_sigmoid(float z, const FoldedParameters& p) {
+  return sigmoid_of_power(p.alpha_of_power * z + p.beta_of_power);
+}
+
+// c[i] = Swish(c[i-k] - x1[i]) + x1[i]. Parameters: ChannelParameters<A> or FoldedParameters.
+template <typename A, typename Parameters>
+RT_INLINE A next_state(A x1, A previous, const Parameters& p) {
   A z = previous - x1;
-  return z * sigmoid(p.alpha * z + p.beta) + x1;
+  return z * swish_sigmoid(z, p) + x1;
 }
 
 // h[i] = (c[i] + b_c) * g(x2[i] + b_g)
@@ -265,10 +303,10 @@ struct StepGradients {
 
 // The derivative of `next_state` and `gated_output`. `previous` is c[i-k], `carry` the gradient of c[i] that comes from
 // c[i+k]. c[i] is calculated again: that is one multiply-add, a load would be a sixth of the traffic.
-template <Gate G, typename A>
-RT_INLINE StepGradients<A> step_backward(A dh, A x1, A x2, A previous, A carry, const ChannelParameters<A>& p) {
+template <Gate G, typename A, typename Parameters>
+RT_INLINE StepGradients<A> step_backward(A dh, A x1, A x2, A previous, A carry, const Parameters& p) {
   A z = previous - x1;
-  A s = sigmoid(p.alpha * z + p.beta);
+  A s = swish_sigmoid(z, p);
   A zs = z * s;
   A c = zs + x1;
   A swish_slope = zs * (A(1.0f) - s);  // z * sigmoid'

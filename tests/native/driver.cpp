@@ -2,8 +2,8 @@
 //
 //     driver cases results threads
 //
-// A case is a line of whole numbers, "L B d' k dtype parameter_dtype gate reverse save" and how many elements behind
-// the start of their allocations x12, dh and c begin, followed by raw bytes: x12, the four parameters, dh. Its result is
+// A case is a line of whole numbers, "L B d' k dtype gate reverse save", the types of the four parameters, and how many
+// elements behind the start of their allocations x12, dh, c and each parameter begin, followed by raw bytes: x12, the four parameters, dh. Its result is
 // raw bytes: h, c (where saved), and, where saved, dx12 and the gradients of the four parameters. Every tensor has an
 // allocation of its own size, outputs are filled with NaN before they are written.
 #include <algorithm>
@@ -26,9 +26,9 @@ int thread_count = 1;
 
 struct Case {
   rt::Problem problem;
-  rt::DType parameter_dtype;
+  rt::DType parameter_dtypes[rt::kParameters];
   bool save;
-  size_t offset_x12, offset_dh, offset_c;
+  size_t offset_x12, offset_dh, offset_c, offset_parameters;
 };
 
 size_t size_of(rt::DType dtype) {
@@ -52,7 +52,7 @@ struct Buffer {
 };
 
 bool read_case(FILE* file, Case& out) {
-  long long n[12];
+  long long n[16];
   for (long long& value : n) {
     if (fscanf(file, "%lld", &value) != 1) return false;
   }
@@ -63,13 +63,14 @@ bool read_case(FILE* file, Case& out) {
   out.problem.width = n[2];
   out.problem.step_size = n[3];
   out.problem.dtype = static_cast<rt::DType>(n[4]);
-  out.parameter_dtype = static_cast<rt::DType>(n[5]);
-  out.problem.gate = static_cast<rt::Gate>(n[6]);
-  out.problem.reverse = n[7] != 0;
-  out.save = n[8] != 0;
-  out.offset_x12 = n[9];
-  out.offset_dh = n[10];
-  out.offset_c = n[11];
+  out.problem.gate = static_cast<rt::Gate>(n[5]);
+  out.problem.reverse = n[6] != 0;
+  out.save = n[7] != 0;
+  for (int q = 0; q < rt::kParameters; ++q) out.parameter_dtypes[q] = static_cast<rt::DType>(n[8 + q]);
+  out.offset_x12 = n[12];
+  out.offset_dh = n[13];
+  out.offset_c = n[14];
+  out.offset_parameters = n[15];
   return true;
 }
 
@@ -106,15 +107,19 @@ void run_case(Case& item, FILE* in, FILE* out) {
   rt::Problem& problem = item.problem;
   const int64_t rows = problem.length * problem.batch;
   const int64_t width = problem.width;
-  const size_t size = size_of(problem.dtype), parameter_size = size_of(item.parameter_dtype);
+  const size_t size = size_of(problem.dtype);
 
   Buffer x12(rows * 2 * width * size, item.offset_x12 * size), dh(rows * width * size, item.offset_dh * size);
-  std::vector<Buffer> parameters(rt::kParameters, Buffer(width * parameter_size));
+  std::vector<Buffer> parameters, gradients;
+  for (rt::DType dtype : item.parameter_dtypes) {
+    parameters.emplace_back(width * size_of(dtype), item.offset_parameters * size_of(dtype));
+    gradients.emplace_back(width * size_of(dtype));
+  }
   x12.read(in);
   for (Buffer& parameter : parameters) parameter.read(in);
   dh.read(in);
   problem.x12 = {x12.data(), problem.batch * 2 * width, 2 * width};
-  for (int q = 0; q < rt::kParameters; ++q) problem.parameters[q] = {parameters[q].data(), item.parameter_dtype};
+  for (int q = 0; q < rt::kParameters; ++q) problem.parameters[q] = {parameters[q].data(), item.parameter_dtypes[q]};
 
   Buffer h(rows * width * size), c(item.save ? rows * width * size : 0);
   forward(problem, h.data(), item.save ? c.data() : nullptr);
@@ -125,9 +130,8 @@ void run_case(Case& item, FILE* in, FILE* out) {
   Buffer saved(c.size(), item.offset_c * size);
   std::copy(c.bytes.begin(), c.bytes.end(), saved.bytes.begin() + saved.offset);
   Buffer dx12(rows * 2 * width * size);
-  std::vector<Buffer> gradients(rt::kParameters, Buffer(width * parameter_size));
   rt::ParameterGradient to[rt::kParameters];
-  for (int q = 0; q < rt::kParameters; ++q) to[q] = {gradients[q].data(), item.parameter_dtype};
+  for (int q = 0; q < rt::kParameters; ++q) to[q] = {gradients[q].data(), item.parameter_dtypes[q]};
   backward(problem, {dh.data(), problem.batch * width, width}, saved.data(), dx12.data(), to);
   dx12.write(out);
   for (const Buffer& gradient : gradients) gradient.write(out);
