@@ -66,8 +66,8 @@ void forward(const Task& task, T* h, T* c, cudaStream_t stream) {
   if constexpr (I > 0) {
     if (!fits<T>(shape, task)) return forward<T, G, I - 1>(task, h, c, stream);
   }
-  RT_LAUNCH((forward_kernel<T, G, channels, ahead>), block_count(task, channels, shape.threads), shape.threads,
-            stream, task, h, c);
+  RT_LAUNCH((forward_kernel<T, G, channels, ahead>), block_count(task, channels, shape.threads), shape.threads, stream,
+            task, h, c);
 }
 
 template <typename T, Gate G, int I = kShapes - 1>
@@ -80,8 +80,8 @@ void backward(const Task& task, const Strided& dh, const T* c, T* dx12, Calculat
       return backward<T, G, I - 1>(task, dh, c, dx12, partial, stream);
     }
   }
-  RT_LAUNCH((backward_kernel<T, G, channels, ahead>), block_count(task, channels, shape.threads), shape.threads,
-            stream, task, dh, c, dx12, partial);
+  RT_LAUNCH((backward_kernel<T, G, channels, ahead>), block_count(task, channels, shape.threads), shape.threads, stream,
+            task, dh, c, dx12, partial);
 }
 
 // Calls function.template run<T, G>() for the type and the gate of the problem.
@@ -123,8 +123,8 @@ struct Backward {
 
   template <typename T, Gate G>
   void run() const {
-    backward<T, G>(task, dh, static_cast<const T*>(c), static_cast<T*>(dx12),
-                   static_cast<CalculationType<T>*>(partial), stream);
+    backward<T, G>(task, dh, static_cast<const T*>(c), static_cast<T*>(dx12), static_cast<CalculationType<T>*>(partial),
+                   stream);
   }
 };
 
@@ -144,7 +144,8 @@ void sum(const Problem& problem, A* partial, int64_t rows, const Gradients& grad
     RT_LAUNCH((sum_parts_kernel<A>), ceil_div(ceil_div(rows, part) * columns, threads), threads, stream, partial, rows,
               part, columns);
   }
-  RT_LAUNCH((sum_kernel<A>), ceil_div(columns, threads), threads, stream, partial, rows, part, problem.width, gradients);
+  RT_LAUNCH((sum_kernel<A>), ceil_div(columns, threads), threads, stream, partial, rows, part, problem.width,
+            gradients);
 }
 
 bool empty(const Problem& problem) { return !problem.length || !problem.batch || !problem.width; }

@@ -1,4 +1,4 @@
-// Registers the CUDA kernels with torch. A library of its own, because it needs symbols that only a torch with CUDA has.
+// Registers the CUDA kernels with torch. A library of its own: it needs symbols that only a torch with CUDA has.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/headeronly/util/shim_utils.h>
 
@@ -45,13 +45,13 @@ BackwardResult backward(Tensor dh, Tensor x12, Tensor alpha, Tensor beta, Tensor
   Arguments arguments(x12, alpha, beta, c_bias, gate_bias, step_size, gate, reverse);
   const Problem& problem = arguments.problem;
   const ScalarType sum_type = problem.dtype == DType::float64 ? ScalarType::Double : ScalarType::Float;
-  Tensor partial = torch::stable::new_empty(
-      arguments.x12, {cuda_partial_rows(problem), kParameters, problem.width}, sum_type);
+  Tensor partial =
+      torch::stable::new_empty(arguments.x12, {cuda_partial_rows(problem), kParameters, problem.width}, sum_type);
   return run_backward(arguments, dh, c,
                       [&](const Problem& problem, const Strided& dh, const void* c, void* dx12,
                           const ParameterGradient(&gradients)[kParameters]) {
-                        check_launch(cuda_backward(problem, dh, c, dx12, partial.mutable_data_ptr(), gradients,
-                                                   stream.get()));
+                        check_launch(
+                            cuda_backward(problem, dh, c, dx12, partial.mutable_data_ptr(), gradients, stream.get()));
                       });
 }
 

@@ -49,7 +49,7 @@ __device__ void widen_all(const Waiting<T, V>& from, A (&to)[V]) {
 
 // ---- what a launch is asked to do
 
-// Chains are shared out so that about this many elements are under way: several times what a large device holds at once.
+// Chains are shared out so that about this many elements are under way: several times what a large device has room for.
 constexpr int64_t kElementsUnderWay = int64_t(1) << 20;
 
 // The four parameters' types: all that of x12, all float32, or some this and some that, which takes V = 1.
@@ -57,8 +57,8 @@ enum class ParameterTypes { stored, float32, mixed };
 
 // A problem with what the threads would otherwise have to divide for.
 struct Task : Problem {
-  int64_t chains;         // k, or L where that is smaller
-  int64_t groups;         // of chains: g takes the chains g, g + groups, g + 2 groups, ...
+  int64_t chains;  // k, or L where that is smaller
+  int64_t groups;  // of chains: g takes the chains g, g + groups, g + 2 groups, ...
   int64_t steps, longer;  // a chain has `steps` positions, the first `longer` chains one more
   ParameterTypes parameter_types;
 };
@@ -121,7 +121,12 @@ struct Cursor {
 template <typename T, int V>
 __device__ Cursor<const T, V> cursor(const Strided& tensor, const Task& task, const Lane& lane, int64_t position,
                                      int64_t stride_positions) {
-  return {static_cast<const T*>(tensor.data), tensor.position_stride, tensor.row_stride, task, lane, position,
+  return {static_cast<const T*>(tensor.data),
+          tensor.position_stride,
+          tensor.row_stride,
+          task,
+          lane,
+          position,
           stride_positions};
 }
 template <typename T, int V>
@@ -236,7 +241,7 @@ __global__ void forward_kernel(Task task, T* h_data, T* c_data) {
     for (int u = 0; u < U; ++u) {
       if (u < left) next[u] = load();
     }
-    if (chain == lane.group) load_parameters<T, V>(task, lane.channel, p);  // while the first positions are on their way
+    if (chain == lane.group) load_parameters<T, V>(task, lane.channel, p);  // while the first positions are under way
     ForwardStep<T, G, V> step(task, lane, chain, h_data, c_data);
 
     for (; left >= 2 * U; left -= U) {  // nothing to check in a block that another whole block follows

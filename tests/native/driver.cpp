@@ -3,9 +3,9 @@
 //     driver cases results threads
 //
 // A case is a line of whole numbers, "L B d' k dtype gate reverse save", the types of the four parameters, and how many
-// elements behind the start of their allocations x12, dh, c and each parameter begin, followed by raw bytes: x12, the four parameters, dh. Its result is
-// raw bytes: h, c (where saved), and, where saved, dx12 and the gradients of the four parameters. Every tensor has an
-// allocation of its own size, outputs are filled with NaN before they are written.
+// elements behind the start of their allocations x12, dh, c and each parameter begin, followed by raw bytes: x12, the
+// four parameters, dh. Its result is raw bytes: h, c (where saved), and, where saved, dx12 and the gradients of the
+// four parameters. Every tensor has an allocation of its own size, outputs are filled with NaN before they are written.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
