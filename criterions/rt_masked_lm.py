@@ -16,10 +16,13 @@ class RtMaskedLMCriterion(FairseqCriterion):
 
     Logged, as sums over all processes and batches: loss in bits per masked token, perplexity (2 to the loss),
     `accuracy` (per cent of masked tokens whose most probable token is right), `masked` (per cent of tokens masked).
+    "Masked" are all that are to be guessed, a tenth of which stay as they are, and a tenth become random tokens. In
+    validation, `mask_loss` and `mask_ppl` are of those that `<mask>` stands for.
     """
 
     def __init__(self, cfg: FairseqDataclass, task):
         super().__init__(task)
+        self.mask_idx = task.mask_idx
 
     def forward(self, model, sample, reduce=True):
         """Return (loss in nats summed over masked tokens, their number, sums to be logged).
@@ -27,7 +30,9 @@ class RtMaskedLMCriterion(FairseqCriterion):
         Zeros for an empty batch, which a process of fairseq-validate gets where others have a batch more.
         """
         if not sample:
-            return torch.zeros(()), 0, dict.fromkeys(("loss", "ncorrect", "ntokens", "nsentences", "sample_size"), 0)
+            names = ("loss", "ncorrect", "ntokens", "nsentences", "sample_size")
+            names += () if self.training else ("mask_loss", "mask_tokens")
+            return torch.zeros(()), 0, dict.fromkeys(names, 0)
         masked = sample["target"].ne(self.padding_idx)
         targets = sample["target"][masked]
         logits, _ = model(**sample["net_input"], masked_tokens=masked)
@@ -40,6 +45,10 @@ class RtMaskedLMCriterion(FairseqCriterion):
             "nsentences": sample["nsentences"],
             "sample_size": targets.numel(),
         }
+        if not self.training:
+            hidden = sample["net_input"]["src_tokens"][masked] == self.mask_idx
+            sums["mask_loss"] = F.cross_entropy(logits[hidden].float(), targets[hidden], reduction="sum")
+            sums["mask_tokens"] = hidden.sum()
         return loss, targets.numel(), sums
 
     @staticmethod
@@ -55,6 +64,11 @@ class RtMaskedLMCriterion(FairseqCriterion):
         metrics.log_scalar("accuracy", 100 * correct / masked, masked, round=2)
         metrics.log_scalar("masked", 100 * masked / tokens, tokens, round=2)
         metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["loss"].avg))
+        hidden = float(sum(log.get("mask_tokens", 0) for log in logging_outputs))
+        if hidden:
+            nats = float(sum(log["mask_loss"] for log in logging_outputs))
+            metrics.log_scalar("mask_loss", nats / hidden / math.log(2), hidden, round=3)
+            metrics.log_derived("mask_ppl", lambda meters: utils.get_perplexity(meters["mask_loss"].avg))
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

@@ -1,8 +1,9 @@
 """Predictions of fine-tuned models: for the rows of a file, or as a submission to the official server.
 
 `rows` writes a TSV file, one line a row in the order of the input: index (from 0), prediction (a label's name, or a
-score) and, for labels, the probability. The input has the task's official layout; --texts names other columns of a TSV
-file with a header, or other keys of a JSON lines file. If the rows have labels, the metrics are printed, too.
+score) and, for labels, its probability. The input has the task's official layout; --texts names other columns of a TSV
+file with a header, or other keys of a JSON lines file. If the rows have labels, the metrics of the written predictions
+are printed, too: of STS-B's clipped scores, and of COPA with one right choice a premise in its accuracy as well.
 
 `submission` writes the zip file of the test sets of the models' tasks; a model tuned on MNLI also predicts AX.
 """
@@ -68,12 +69,12 @@ def predict_rows(args: argparse.Namespace) -> None:
     names = predictions(task, outputs, examples)
     columns = [range(len(names)), names]
     if not task.is_regression:
-        columns.append([f"{value:.4f}" for value in probabilities(outputs)])
+        columns.append([f"{value:.4f}" for value in probabilities(task, outputs, examples)])
     header = ("index", "prediction", "probability")[: len(columns)]
     lines = ("\t".join(map(str, row)) + "\n" for row in (header, *zip(*columns, strict=True)))
     with writing(args.out) as file:
         file.write("".join(lines).encode())
-    values = [f"{name} {value:.4f}" for name, value in metrics_of(task, outputs, examples).items()]
+    values = [f"{name} {value:.4f}" for name, value in metrics_of(task, names, examples).items()]
     print("; ".join([f"{args.out}: {len(names):,} rows", *([", ".join(values)] if values else [])]))
 
 
@@ -96,8 +97,12 @@ def write_submission(args: argparse.Namespace) -> None:
     with writing(args.out) as file:
         file.write(content.getvalue())
     print(f"{args.out}: {', '.join(files)}")
-    missing = [name for task in TASKS for name in task.submission.values() if name not in files]
-    commands.report(f"for the official servers, which want all of theirs, these are missing: {', '.join(missing)}")
+    for benchmark in dict.fromkeys(task.benchmark for task in TASKS):
+        wanted = [name for task in TASKS if task.benchmark == benchmark for name in task.submission.values()]
+        missing = [name for name in wanted if name not in files]
+        if missing and len(missing) < len(wanted):
+            rest = ", ".join(missing)
+            commands.report(f"the official server of {benchmark} wants all of its files; these are missing: {rest}")
 
 
 def submission_files(model: "Predictor", task: GlueTask, glue_dir: Path) -> Iterator[tuple[str, str]]:

@@ -82,29 +82,61 @@ class Predictor:
 
 
 def predictions(task: GlueTask, outputs: np.ndarray, examples: Sequence[Example]) -> list[str]:
-    """Label names, or scores within the task's range; of the candidates of one COPA premise exactly one is "1"."""
+    """Label names, or scores within the task's range; of the candidates of one COPA premise exactly one is "1".
+
+    Raises:
+        UserError: an output is no finite number.
+    """
+    broken = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
+    if len(broken):
+        raise UserError(f"row {broken[0]}: the model's output is not finite; has its training diverged?")
     if task.is_regression:
         return [f"{score:.3f}" for score in np.clip(outputs[:, 0], *task.score_range)]
-    classes = outputs.argmax(axis=1)
-    if "choice_accuracy" in task.metrics:
-        margins = outputs[:, 1] - outputs[:, 0]
-        groups = np.array([example.group for example in examples])
-        classes = np.zeros(len(examples), dtype=int)
-        for group in np.unique(groups):
-            rows = np.flatnonzero(groups == group)
-            classes[rows[margins[rows].argmax()]] = 1
-    return [task.labels[c] for c in classes]
+    return [task.labels[c] for c in _classes(task, outputs, examples)]
 
 
-def probabilities(outputs: np.ndarray) -> np.ndarray:
-    """(N,) the probability of the most probable class."""
-    return torch.from_numpy(outputs).softmax(dim=1).amax(dim=1).numpy()
+def probabilities(task: GlueTask, outputs: np.ndarray, examples: Sequence[Example]) -> np.ndarray:
+    """(N,) the probability of the label that `predictions` names.
+
+    Of COPA's candidates exactly one is right, and the probability is that under this condition: alone, a candidate has
+    the odds exp(margin) of being right, and among the others a probability in proportion to its odds.
+    """
+    classes = _classes(task, outputs, examples)
+    if "choice_accuracy" not in task.metrics:
+        return torch.from_numpy(outputs).softmax(dim=1).numpy()[np.arange(len(classes)), classes]
+    right = np.zeros(len(examples))
+    for rows in _groups(examples):
+        right[rows] = torch.from_numpy(_margins(outputs)[rows]).softmax(dim=0).numpy()
+    return np.where(classes == 1, right, 1 - right)
 
 
-def metrics_of(task: GlueTask, outputs: np.ndarray, examples: Sequence[Example]) -> dict[str, float]:
-    """The task's metrics, by name; none where a row has no label."""
+def _classes(task: GlueTask, outputs: np.ndarray, examples: Sequence[Example]) -> np.ndarray:
+    if "choice_accuracy" not in task.metrics:
+        return outputs.argmax(axis=1)
+    classes = np.zeros(len(examples), dtype=int)
+    for rows in _groups(examples):
+        classes[rows[_margins(outputs)[rows].argmax()]] = 1
+    return classes
+
+
+def _margins(outputs: np.ndarray) -> np.ndarray:
+    return outputs[:, 1] - outputs[:, 0]
+
+
+def _groups(examples: Sequence[Example]) -> list[np.ndarray]:
+    """The rows of each premise."""
+    groups = np.array([example.group for example in examples])
+    return [np.flatnonzero(groups == group) for group in np.unique(groups)]
+
+
+def metrics_of(task: GlueTask, written: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
+    """The task's metrics, by name, of what `predictions` gave; none where a row has no label."""
     if any(example.label is None for example in examples):
         return {}
+    if task.is_regression:
+        outputs = np.array([[float(score)] for score in written])
+    else:
+        outputs = np.eye(task.num_classes)[[task.labels.index(name) for name in written]]
     labels = np.array([example.label for example in examples])
     groups = np.array([example.group for example in examples]) if task.group else None
     return evaluate(task.metrics, outputs, labels, groups)

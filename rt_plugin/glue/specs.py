@@ -42,6 +42,7 @@ class GlueTask:
             the candidates of one premise (COPA). Rows of a group follow each other.
         submission: split -> file name for the official server.
         submission_format: "tsv" (index, prediction), "jsonl" (idx, label) or "multirc" (nested JSON lines).
+        benchmark: "GLUE" or "SuperGLUE", whose server takes the submission.
     """
 
     name: str
@@ -59,6 +60,7 @@ class GlueTask:
     group: str | None = None
     submission: dict[str, str] = field(default_factory=dict)
     submission_format: str = "tsv"
+    benchmark: str = "GLUE"
 
     @property
     def is_regression(self) -> bool:
@@ -183,6 +185,7 @@ TASKS: tuple[GlueTask, ...] = (
         folders=("SuperGLUE/BoolQ",),
         submission={"test": "BoolQ.jsonl"},
         submission_format="jsonl",
+        benchmark="SuperGLUE",
     ),
     GlueTask(
         name="MultiRC",
@@ -196,6 +199,7 @@ TASKS: tuple[GlueTask, ...] = (
         group="question",
         submission={"test": "MultiRC.jsonl"},
         submission_format="multirc",
+        benchmark="SuperGLUE",
     ),
     GlueTask(
         name="CB",
@@ -208,6 +212,7 @@ TASKS: tuple[GlueTask, ...] = (
         folders=("SuperGLUE/CB",),
         submission={"test": "CB.jsonl"},
         submission_format="jsonl",
+        benchmark="SuperGLUE",
     ),
     GlueTask(
         name="COPA",
@@ -221,6 +226,7 @@ TASKS: tuple[GlueTask, ...] = (
         group="premise",
         submission={"test": "COPA.jsonl"},
         submission_format="jsonl",
+        benchmark="SuperGLUE",
     ),
     GlueTask(
         name="WiC",
@@ -233,6 +239,7 @@ TASKS: tuple[GlueTask, ...] = (
         folders=("SuperGLUE/WiC",),
         submission={"test": "WiC.jsonl"},
         submission_format="jsonl",
+        benchmark="SuperGLUE",
     ),
 )
 

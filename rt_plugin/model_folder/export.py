@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 EXPORTED_FILE = BEST_CHECKPOINT  # what from_pretrained loads unless told otherwise
 PRECISIONS = ("float16", "bfloat16", "float32")
+_EMBEDDING, _OUTPUT_LAYER = "sentence_encoder.embed_tokens.weight", "lm_head.weight"  # one parameter of two names
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -63,7 +64,7 @@ def export(model: Path, out: Path, checkpoint: str, precision: str, notes: Path 
     slim = {
         "args": None,
         "cfg": _without_absolute_paths(state["cfg"]),
-        "model": _cast(state["model"], getattr(torch, precision), source),
+        "model": _tie(_cast(state["model"], getattr(torch, precision), source)),
         "criterion": None,
         "task_state": state.get("task_state") or {},
         "optimizer_history": state["optimizer_history"][-1:],
@@ -100,6 +101,16 @@ def _cast(weights: dict[str, torch.Tensor], dtype: torch.dtype, source: Path) ->
     return cast
 
 
+def _tie(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Let the output layer be the embedding again where it is, so that it is written and counted once."""
+    tied = dict(weights)
+    for name, value in weights.items():
+        head = f"{name.removesuffix(_EMBEDDING)}{_OUTPUT_LAYER}"
+        if name.endswith(_EMBEDDING) and head in weights and weights[head].equal(value):
+            tied[head] = value
+    return tied
+
+
 def _without_absolute_paths(value):
     if isinstance(value, argparse.Namespace):
         return argparse.Namespace(**_without_absolute_paths(vars(value)))
@@ -119,6 +130,11 @@ def _command(model: Path) -> str:
     return shlex.join(_without_absolute_paths(word) for word in words)
 
 
+def _number_of_parameters(weights: dict[str, torch.Tensor]) -> int:
+    tensors = {id(value): value for name, value in weights.items() if not name.endswith(".version")}  # fairseq's mark
+    return sum(value.numel() for value in tensors.values())
+
+
 def _get(group, name: str):
     return getattr(group, name, None) if isinstance(group, argparse.Namespace) else group.get(name)
 
@@ -133,7 +149,7 @@ def _model_card(name: str, state: dict, precision: str, size: int, command: str,
     rows = {
         "architecture": f"`{_get(model, 'arch') or _get(model, '_name')}`",
         "options": ", ".join(option.replace("recurrence_", "") for option in options if "None" not in option),
-        "parameters": f"{sum(v.numel() for v in state['model'].values()):,}",
+        "parameters": f"{_number_of_parameters(state['model']):,}",
         "updates": f"{state['optimizer_history'][-1]['num_updates']:,}",
         "learning rate": f"{rate:g}",
         f"validation {metric}": "" if value is None else f"{value:.3f} (in training{unit})",

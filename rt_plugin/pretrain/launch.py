@@ -350,6 +350,8 @@ def progress_line(record: dict, updates: int) -> str:
     words = [f"{record['split']:5} update {record['update']:,}/{updates:,}", f"loss {record['loss']:.3f} bits"]
     if "perplexity" in record:
         words.append(f"perplexity {record['perplexity']:.1f}")
+    if "mask_perplexity" in record:
+        words[-1] += f" (of <mask> alone {record['mask_perplexity']:.1f})"
     if "accuracy" in record:
         words.append(f"accuracy {record['accuracy']:.1%}")
     if record["split"] != "valid" and record.get("tokens_per_second"):

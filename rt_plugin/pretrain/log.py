@@ -10,6 +10,8 @@ _FIELDS = {
     "num_updates": "update",
     "loss": "loss",
     "ppl": "perplexity",
+    "mask_loss": "mask_loss",
+    "mask_ppl": "mask_perplexity",
     "accuracy": "accuracy",
     "masked": "masked_per_cent",
     "lr": "learning_rate",
@@ -27,9 +29,10 @@ def read_log(lines: Iterable[str]) -> list[dict]:
 
     Returns:
         For each record `split` ("train", "valid", or "epoch" for the training data's mean over an epoch), `update` and,
-        where logged, `loss` (bits), `perplexity`, `accuracy` (0 to 1), `masked_per_cent`, `learning_rate`,
-        `gradient_norm`, `loss_scale`, `tokens_per_second`, `tokens_per_update`, `updates_per_second`, and `seconds`
-        since the training's first start. Lines that are no record, or half of one, are passed over.
+        where logged, `loss` (bits), `perplexity`, in validation both of `<mask>` alone (`mask_loss`,
+        `mask_perplexity`), `accuracy` (0 to 1), `masked_per_cent`, `learning_rate`, `gradient_norm`, `loss_scale`,
+        `tokens_per_second`, `tokens_per_update`, `updates_per_second`, and `seconds` since the training's first start.
+        Lines that are no record, or half of one, are passed over.
     """
     records = []
     for line in lines:

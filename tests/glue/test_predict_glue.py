@@ -1,17 +1,20 @@
 """Predictions of fine-tuned models for files, and the official submission; models come from a real, short sweep."""
 
 import json
+import math
 import re
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 
 from conftest import prepare_glue, sample_rows, write_tsv
-from rt_plugin.glue import finetune
+from rt_plugin.glue import finetune, predictor
 from rt_plugin.glue.predict import main
 from rt_plugin.glue.predictor import Predictor
 from rt_plugin.glue.readers import read_examples
+from rt_plugin.glue.specs import BY_NAME
 from rt_plugin.model import RecurrentRobertaModel
 
 TEST_ROWS = 20
@@ -115,6 +118,64 @@ def test_scores_are_on_the_scale_of_the_task(models, short_pairs, tmp_path):
         assert float(score) == pytest.approx(min(5, max(0, expected)), abs=1e-3)
 
 
+@pytest.fixture
+def given_outputs(monkeypatch):
+    """given_outputs(task, outputs): predict-glue runs with a model of that task that gives these outputs."""
+
+    def give(name, outputs):
+        class Given:
+            task = BY_NAME[name]
+
+            def __init__(self, *_):
+                pass
+
+            def outputs(self, examples):
+                return np.array(outputs)[: len(examples)]
+
+        monkeypatch.setattr(predictor, "Predictor", Given)
+
+    return give
+
+
+class TestWhatIsWrittenIsWhatIsScored:
+    def test_choices(self, given_outputs, tmp_path, capsys):
+        """The odds of the candidates of a premise are compared, since exactly one of them is right."""
+        write_json_lines(tmp_path / "COPA.jsonl", [copa("abc", i, True) for i in (0, 2)])  # the first is right
+        given_outputs("COPA", [(0.0, 2.0), (0.0, 1.0), (3.0, 0.0), (9.0, 0.0)])  # a row alone: 1, 1, 0, 0
+        assert predict("rows", "model", tmp_path / "COPA.jsonl", tmp_path / "out") == 0
+        _, *rows = read_tsv(tmp_path / "out")
+        assert [row[1] for row in rows] == ["1", "0", "1", "0"]
+        first, second = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-6))
+        assert [float(row[2]) for row in rows] == pytest.approx([first, first, second, second], abs=1e-4)
+        assert "choice_accuracy 1.0000, accuracy 1.0000" in capsys.readouterr().out
+
+    def test_scores(self, given_outputs, tmp_path, capsys):
+        """Scores beyond the scale are clipped in the file, and so are those that the metrics are of."""
+        rows = [("sentence1", "sentence2", "score"), *(("a", "b", score) for score in ("5", "4", "1", "0"))]
+        write_tsv(tmp_path / "STS-B.tsv", rows)
+        given_outputs("STS-B", [(9.0,), (4.0,), (1.0,), (-3.0,)])
+        assert predict("rows", "model", tmp_path / "STS-B.tsv", tmp_path / "out") == 0
+        assert [row[1] for row in read_tsv(tmp_path / "out")[1:]] == ["5.000", "4.000", "1.000", "0.000"]
+        assert "pearson 1.0000, spearman 1.0000, rmse 0.0000" in capsys.readouterr().out
+
+    def test_outputs_that_are_not_finite(self, given_outputs, tmp_path, capsys):
+        write_tsv(tmp_path / "SST-2.tsv", [("sentence",), ("Good.",), ("Bad.",)])
+        given_outputs("SST-2", [(0.0, 1.0), (math.nan, 0.0)])
+        assert predict("rows", "model", tmp_path / "SST-2.tsv", tmp_path / "out") == 1
+        assert "row 1: the model's output is not finite" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def test_submission_misses_files_of_its_own_benchmark_only(given_outputs, tmp_path, capsys):
+    write_tsv(tmp_path / "QNLI" / "test.tsv", [("index", "question", "sentence"), ("0", "Who?", "He.")])
+    given_outputs("QNLI", [(1.0, 0.0)])
+    assert predict("submission", tmp_path, tmp_path / "out.zip", "model") == 0
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "the official server of GLUE wants all of its files; these are missing: CoLA.tsv, SST-2.tsv, MRPC.tsv, "
+        "STS-B.tsv, QQP.tsv, MNLI-m.tsv, MNLI-mm.tsv, RTE.tsv, WNLI.tsv, AX.tsv"
+    )
+
+
 @pytest.fixture(scope="module")
 def submission(models, glue_dir, tmp_path_factory):
     """name -> lines of the files in the zip."""
@@ -143,9 +204,9 @@ def test_submission_of_sentence_pairs(submission):
 def test_submission_of_choices_names_the_better_one(submission, models, glue_dir):
     rows = [json.loads(line) for line in submission["COPA.jsonl"]]
     assert [row["idx"] for row in rows] == [100, 101, 102, 103, 104]
-    predictor = Predictor(models["COPA"], "checkpoint_best.pt", batch_size=4)
-    examples = list(read_examples(predictor.task, "test", glue_dir / "COPA" / "test.jsonl"))
-    outputs = torch.from_numpy(predictor.outputs(examples))
+    model = Predictor(models["COPA"], "checkpoint_best.pt", batch_size=4)
+    examples = list(read_examples(model.task, "test", glue_dir / "COPA" / "test.jsonl"))
+    outputs = torch.from_numpy(model.outputs(examples))
     margins = (outputs[:, 1] - outputs[:, 0]).view(-1, 2)
     assert [row["label"] for row in rows] == margins.argmax(dim=1).tolist()
 

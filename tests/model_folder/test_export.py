@@ -61,6 +61,20 @@ def test_exported_folder_is_small_complete_and_free_of_paths(trained, exported, 
         assert line in card
 
 
+def test_tied_embedding_is_counted_and_written_once(trained, exported, tmp_path):
+    """Whether or not the two names share memory in the checkpoint: one that was saved on a GPU holds two copies."""
+    parameters = sum(p.numel() for p in RecurrentRobertaModel.from_pretrained(str(exported)).model.parameters())
+    copies = shutil.copytree(trained, tmp_path / "copies")
+    state = torch.load(copies / "checkpoint_best.pt", weights_only=True)
+    state["model"] = {name: value.clone() for name, value in state["model"].items()}
+    (copies / "checkpoint_best.pt").unlink()
+    torch.save(state, copies / "checkpoint_best.pt")
+    assert export.main([str(copies), str(tmp_path / "out")]) == 0
+    for folder in (exported, tmp_path / "out"):
+        assert f"| parameters | {parameters:,} |" in (folder / "README.md").read_text()
+        assert (folder / "checkpoint_best.pt").stat().st_size < 2 * parameters + 100_000
+
+
 def test_exported_model_validates_and_is_fine_tuned(trained, exported, data_bin, tmp_path):
     options = (
         "--user-dir",

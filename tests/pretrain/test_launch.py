@@ -290,6 +290,8 @@ def test_log_has_what_people_look_at(trained):
     for record in records:
         assert record["perplexity"] == pytest.approx(2 ** record["loss"], rel=1e-2)
         assert 5 < record["masked_per_cent"] < 25
+    for record in by_split["valid"]:
+        assert record["mask_perplexity"] == pytest.approx(2 ** record["mask_loss"], rel=1e-2)
     assert all(r["tokens_per_update"] > 200 for r in by_split["train"])
     assert by_split["train"][-1]["loss"] < by_split["train"][0]["loss"]
     assert "torchrun" in (trained / "two" / "command.txt").read_text()

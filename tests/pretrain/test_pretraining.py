@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import random
 import resource
 import shutil
@@ -15,6 +16,7 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import BaseWrapperDataset
+from fairseq.logging import metrics
 
 from conftest import ENVIRONMENT, REPOSITORY, TRAINING, run_command, run_two, user_error
 from rt_plugin.tasks.rt_masked_lm import SplitSentencesDataset
@@ -83,6 +85,34 @@ def test_validate_command_gives_the_loss_of_training(pretrained, data_bin):
     (entry,) = logged(result.stdout, "valid")
     assert float(entry["valid_loss"]) == pytest.approx(state["extra_state"]["val_loss"], abs=2e-3)
     assert 10 < float(entry["valid_masked"]) < 20
+
+
+def test_validation_has_the_loss_of_mask_tokens_alone_beside(pretrained, data_bin):
+    """The loss is over tokens that stayed or were replaced by others, too, and those that stayed are easy to guess."""
+    path = pretrained / "checkpoint_last.pt"
+    (model,), cfg, task = checkpoint_utils.load_model_ensemble_and_task(
+        [str(path)], arg_overrides={"data": str(data_bin)}
+    )
+    model.eval()
+    criterion = task.build_criterion(cfg.criterion).eval()
+    task.load_dataset("valid")
+    batches = task.get_batch_iterator(task.dataset("valid"), max_sentences=8).next_epoch_itr(shuffle=False)
+    logs, bits = [], []
+    for sample in batches:
+        with torch.no_grad():
+            *_, log = criterion(model, sample)
+            hidden = sample["net_input"]["src_tokens"] == task.mask_idx
+            logits, _ = model(**sample["net_input"], masked_tokens=hidden)
+        logs.append(log)
+        bits.append(torch.nn.functional.cross_entropy(logits, sample["target"][hidden], reduction="none") / math.log(2))
+    with metrics.aggregate(new_root=True) as logged_values:
+        criterion.reduce_metrics([*logs, criterion(model, {})[2]])
+    values = logged_values.get_smoothed_values()
+    mean = torch.cat(bits).mean().item()
+    assert values["mask_loss"] == pytest.approx(mean, abs=1e-3) and abs(values["mask_loss"] - values["loss"]) > 0.01
+    assert values["mask_ppl"] == pytest.approx(2**mean, rel=1e-2)
+    criterion.train()
+    assert criterion(model, sample)[2].keys() == log.keys() - {"mask_loss", "mask_tokens"}  # costs nothing there
 
 
 def test_validate_command_with_two_processes(pretrained, data_bin):
