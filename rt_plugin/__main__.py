@@ -25,6 +25,9 @@ VERBS = {
     "score": ("rt_plugin.evaluation.score", "the pseudo-log-likelihood of sentences"),
     "minimal-pairs": ("rt_plugin.evaluation.minimal_pairs", "how often a model prefers the right sentence of a pair"),
     "show-recurrence": ("rt_plugin.evaluation.show_recurrence", "what a recurrence has learned, how far back it sees"),
+    "replicate": ("rt_plugin.replicate.command", "a written plan of pretrainings, run, evaluated and reported"),
+    "replicate-report": ("rt_plugin.replicate.report", "its tables and figures, from the CSV files alone"),
+    "held-out": ("rt_plugin.replicate.heldout", "loss on held-out text, by position and by frequency of the token"),
 }
 
 

@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "pretrain": _TEXT,
     "glue": (*_TEXT, "hub"),
     "evaluation": ("reference", "modules", *_TEXT, "hub"),  # it looks into the blocks of a loaded model
+    "replicate": (*_TEXT, "pretrain", "glue"),
     "tasks": (*_TEXT, "blocks", "glue"),
     "criterions": (*_TEXT, "glue"),
 }

@@ -77,6 +77,12 @@ def test_there_is_one_command(wheel):
     assert text.split() == ["[console_scripts]", "rt-plugin", "=", "rt_plugin.__main__:main"]
 
 
+def test_wheel_holds_the_plans_of_the_replication(wheel):
+    there = {path.name for path in (REPOSITORY / "rt_plugin" / "replicate" / "plans").glob("*.json")}
+    names = {Path(name).name for name in zipfile.ZipFile(wheel).namelist() if "replicate/plans/" in name}
+    assert names == there and "laptop.json" in there
+
+
 def test_wheel_holds_one_top_level_package(wheel):
     names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert {name for name in names if not name.endswith(".dist-info")} == {"rt_plugin"}

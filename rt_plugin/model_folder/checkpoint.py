@@ -153,8 +153,13 @@ def checkpoint_positions(path: str | os.PathLike, pad: int) -> int | None:
     return None
 
 
-def check_token_ids(dictionary: Dictionary, data: Path, checkpoint: str | os.PathLike) -> None:
+def check_token_ids(
+    dictionary: Dictionary, data: Path, checkpoint: str | os.PathLike, advice: str | None = None
+) -> None:
     """Compare the data's dictionary, with <mask>, with the one beside the checkpoint, if there is one.
+
+    Args:
+        advice: what to do where they differ; default: prepare GLUE data with the checkpoint's tokenizer.
 
     Raises:
         UserError: the data were prepared with another tokenizer; its ids mean other pieces to the checkpoint.
@@ -169,5 +174,5 @@ def check_token_ids(dictionary: Dictionary, data: Path, checkpoint: str | os.Pat
     if different is not None:
         raise UserError(
             f"data folder {data}: token {different} is {dictionary[different]!r}, but {other[different]!r} in {path} "
-            f"beside the checkpoint; prepare the data with rt-plugin prepare-glue --model {path.parent}"
+            f"beside the checkpoint; {advice or f'prepare the data with rt-plugin prepare-glue --model {path.parent}'}"
         )

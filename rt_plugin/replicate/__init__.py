@@ -1,0 +1,1 @@
+"""The replication: a written plan of pretrainings, run side by side, evaluated on held-out text, reported."""

@@ -1,0 +1,115 @@
+"""What is measured on the final encoders, each in a program of its own: held-out loss, minimal pairs, fine-tuning."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from rt_plugin.console import commands
+from rt_plugin.errors import UserError
+from rt_plugin.replicate.plan import Plan, Run
+from rt_plugin.replicate.pool import Job, Pool, verb
+from rt_plugin.replicate.results import (
+    HELD_OUT_FILES,
+    PAIRS_FILE,
+    checksum,
+    evaluation_folder,
+    read_csv,
+    results_folder,
+    write_csv,
+    write_evaluations,
+    write_finetunings,
+)
+from rt_plugin.replicate.runs import CHECKPOINT_FILE
+
+PAIR_MASKS = ("token", "word")
+
+
+def held_out_losses(plan: Plan, runs: Sequence[Run], data: str, out: Path, pool: Pool) -> None:
+    """Evaluate the final encoders on the test split, and write the CSV files of all.
+
+    What was measured on the same checkpoint with the same masks is not measured again.
+
+    Raises:
+        UserError: a measurement broke off.
+    """
+    jobs = []
+    for run in runs:
+        folder = evaluation_folder(run, out)
+        command = [*verb("held-out"), str(run.folder(out)), "--data", data, "--out", str(folder), "--no-plots"]
+        command += ["--labels", run.name, "--mask-seed", str(plan.mask_seed)]
+        command += ["--cpu"] if "--cpu" in plan.launcher else []
+        there = read_csv(folder / HELD_OUT_FILES[0])
+        wanted = (checksum(run.folder(out) / CHECKPOINT_FILE), str(plan.mask_seed))
+        if not there or (there[0]["checkpoint"], there[0]["mask_seed"]) != wanted:
+            jobs.append(Job(f"held-out loss of {run.name}", command, folder / "held_out.log"))
+    _run_all(pool, jobs)
+    write_evaluations(runs, out)
+
+
+def minimal_pairs(plan: Plan, runs: Sequence[Run], pairs: Sequence[Path], out: Path, pool: Pool) -> None:
+    """Judge minimal pairs with the final encoders, with each way of masking, and write the CSV file of all.
+
+    Raises:
+        UserError: a measurement broke off.
+    """
+    jobs, places = [], []
+    for run in runs:
+        for data in pairs:
+            for mask in PAIR_MASKS:
+                folder = evaluation_folder(run, out) / f"{data.stem}-{mask}"
+                command = [*verb("minimal-pairs"), str(run.folder(out)), str(data), "--out", str(folder)]
+                command += ["--mask", mask, "--name", run.name, *(["--cpu"] if "--cpu" in plan.launcher else [])]
+                jobs.append(Job(f"{data.stem} ({mask}) with {run.name}", command, folder / "minimal_pairs.log"))
+                places.append((run, data.stem, folder))
+    _run_all(pool, jobs)
+    rows = [
+        {"arm": run.arm.name, "learning_rate": f"{run.learning_rate:g}", "seed": run.seed, "data": data, **row}
+        for run, data, folder in places
+        for row in read_csv(folder / "phenomena.csv", ("phenomenon", "mask", "accuracy"))
+    ]
+    for row in rows:
+        row.pop("model")
+    write_csv(results_folder(out) / PAIRS_FILE, list(rows[0]), rows)
+
+
+def finetune(plan: Plan, runs: Sequence[Run], glue: Path, out: Path, pool: Pool) -> None:
+    """Fine-tune the encoders of the plan's fine-tuning seed, and write the CSV file of all.
+
+    The sweeps run one after the other, each with as many runs at a time as the pool has slots.
+
+    Raises:
+        UserError: the plan has no fine-tuning, or a sweep broke off.
+    """
+    f = plan.finetuning
+    if f is None:
+        raise UserError(f"--glue: the plan {plan.scale} has no finetuning; leave it out")
+    encoders = [run for run in runs if run.arm.name in f.arms and run.seed == f.encoder_seed]
+    if not encoders:
+        raise UserError(f"--glue: no final run of {', '.join(f.arms)} with seed {f.encoder_seed} ended well")
+    data, tasks = out / "glue" / "data", sorted({task for tasks, _ in f.sweeps for task in tasks})
+    prepare = [*verb("prepare-glue"), str(glue), str(data), "--model", str(encoders[0].folder(out)), "--tasks", *tasks]
+    if not all((data / task / "glue.json").is_file() for task in tasks):
+        _run_all(pool, [Job("preparing GLUE", prepare, out / "glue" / "prepare.log")])
+    sweeper = Pool(1, pool.environment, pool.nice)
+    for run in encoders:
+        folder = out / "glue" / run.arm.name
+        for number, (names, seeds) in enumerate(f.sweeps, start=1):
+            command = [*verb("finetune-glue"), str(data), str(folder), "--model", str(run.folder(out))]
+            command += ["--name", run.arm.name, "--tasks", *names, "--lr", *(f"{rate:g}" for rate in f.learning_rates)]
+            command += ["--seeds", *map(str, seeds), "--epochs", str(f.epochs), "--jobs", str(pool.slots)]
+            command += ["--threads", pool.environment["OMP_NUM_THREADS"], "--keep", "none"]
+            command += ["--gpus"] if "--cpu" in plan.launcher else []
+            log = out / "glue" / f"{run.arm.name}-{number}.log"
+            _run_all(sweeper, [Job(f"{run.arm.name} on {', '.join(names)}", command, log)])
+            write_finetunings([out / "glue" / encoder.arm.name / "results.csv" for encoder in encoders], out)
+
+
+def _run_all(pool: Pool, jobs: Sequence[Job]) -> None:
+    broken = []
+    for number, ended in enumerate(pool.run(jobs, lambda: not broken), start=1):
+        failure = f", broke off with status {ended.status}" if ended.status else ""
+        commands.report(f"[{number}/{len(jobs)}] {ended.job.name}: {ended.last_line}{failure}")
+        if ended.status:
+            broken.append(f"{shlex.join(ended.job.command)} ended with status {ended.status}: {ended.last_line}")
+    if broken:
+        raise UserError(f"{broken[0]}; all it said is in its log; the same command goes on from here")

@@ -1,0 +1,405 @@
+"""The command replicate: plans, the growing grid, resuming, failures, adopted runs; and the smoke scale in full."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from fairseq.data import Dictionary
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+
+from conftest import ENVIRONMENT, REPOSITORY, SAMPLE
+from rt_plugin.corpus import prepare
+from rt_plugin.replicate import command
+from rt_plugin.replicate.plan import SCALES, load_plan
+from rt_plugin.replicate.runs import launch_command
+
+# A training that takes no time: the loss is 5 bits and the distance, in doublings, of the learning rate from the best
+# one of the model; rates above 1 diverge. Each start leaves a line in the file `starts`.
+TRAINER = textwrap.dedent(
+    """
+    import argparse, json, math, os, pathlib, sys, time
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data")
+    for name in ("recipe", "model", "learning-rate", "updates", "warmup-updates", "seed", "save-dir", "save-interval"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--cpu", action="store_true")
+    args, options = parser.parse_known_args()
+    folder = pathlib.Path(args.save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    here = pathlib.Path(__file__).parent
+    with (here / "starts").open("a") as file:
+        file.write(folder.name + "\\n")
+    rate, updates = float(args.learning_rate), int(args.updates)
+    command = ["fairseq-train", args.data, "--arch", f"{args.model}_tiny", "--max-update", args.updates]
+    command += ["--warmup-updates", args.warmup_updates, "--lr", str(rate), "--seed", args.seed]
+    (folder / "command.txt").write_text(" ".join([*command, *(o for o in options if o != "--")]))
+    (folder / "train.log").write_text("| INFO | fairseq_cli.train | num. shared model params: 1,000 (num. trained: 1)")
+    if (here / "slow").exists():
+        (here / "pids").open("a").write(f"{os.getpid()}\\n")
+        time.sleep(60)
+    if (here / "full").exists():
+        sys.exit("rt-pretrain: error: the disk is full")
+    best = json.loads((here / "best.json").read_text())[args.model]
+    with (folder / "log.jsonl").open("a") as log:
+        for update in (updates // 2, updates):
+            loss = 5 + abs(math.log2(rate / best)) + int(args.seed) / 1000 + 10 * (updates - update)
+            shared = {"update": update, "loss": loss if rate <= 1 else math.nan}
+            train = {"split": "train", "tokens_per_update": 100, "seconds": update * 3.6}
+            log.write(json.dumps(shared | train) + "\\n" + json.dumps(shared | {"split": "valid"}) + "\\n")
+    if rate > 1:
+        sys.exit("rt-pretrain: error: update 3: gradients are not finite; resume with a lower --lr")
+    """
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A prepared corpus of the sample's head, with a test split."""
+    folder = tmp_path_factory.mktemp("replication")
+    lines = (SAMPLE / "train.txt").read_text(encoding="utf-8").splitlines()
+    parts = {"train": lines[:1200], "valid": lines[1200:1300], "test": lines[1300:1400]}
+    for name, part in parts.items():
+        (folder / f"{name}.txt").write_text("\n".join(part) + "\n", encoding="utf-8")
+    words = [folder / "train.txt", "--valid", folder / "valid.txt", "--test", folder / "test.txt"]
+    words += ["--vocab-size", "500", "--workers", "1", "--out", folder / "data"]
+    assert prepare.main([str(word) for word in words]) == 0
+    return folder / "data"
+
+
+@pytest.fixture
+def trainer(tmp_path, monkeypatch):
+    """Trainings that take no time; returns the folder of their settings."""
+    folder = tmp_path / "trainer"
+    folder.mkdir()
+    (folder / "train.py").write_text(TRAINER)
+    (folder / "best.json").write_text(json.dumps({"roberta": 1e-3, "recurrent_roberta": 1e-3}))
+
+    def fake(*arguments):
+        words = launch_command(*arguments)
+        return [sys.executable, str(folder / "train.py"), *words[words.index("pretrain") + 1 :]]
+
+    monkeypatch.setattr(command, "launch_command", fake)
+    return folder
+
+
+def make_plan(folder: Path, **changes) -> str:
+    """A small plan of two arms and three rates, with changes to its stages."""
+    plan = json.loads((REPOSITORY / "rt_plugin" / "replicate" / "plans" / "smoke.json").read_text())
+    plan["launcher"] = ["--save-interval", "5", "--cpu"]
+    plan["search"] |= {"learning_rates": [5e-4, 1e-3, 2e-3], "extensions": 2}
+    plan["final"]["seeds"] = [11, 12]
+    for name, change in changes.items():
+        plan[name] = plan[name] | change if isinstance(change, dict) else change
+    path = folder / "plan.json"
+    path.write_text(json.dumps(plan))
+    return str(path)
+
+
+def replicate(*arguments) -> int:
+    return command.main([str(argument) for argument in arguments])
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def starts(trainer: Path) -> list[str]:
+    file = trainer / "starts"
+    return file.read_text().splitlines() if file.is_file() else []
+
+
+def test_laptop_is_the_plan_that_was_written_down():
+    plan = load_plan("laptop")
+    assert (plan.recipe, plan.search.learning_rates, plan.search.seeds) == ("tiny", (7.5e-4, 1.5e-3, 3e-3, 6e-3), (1,))
+    assert (plan.search.updates, plan.search.warmup_updates) == (2500, 250)
+    assert (plan.final.updates, plan.final.warmup_updates, plan.final.seeds) == (5000, 500, (11, 12, 13))
+    assert len(plan.search.arms) == len(plan.final.arms) == 7
+    assert len(plan.comparisons) == 6
+    assert len(plan.finetuning.learning_rates) == 7
+
+
+@pytest.mark.parametrize("size, vocabulary", [("tiny", 8_000), ("mini", 16_000)])
+def test_arms_have_equal_parameters(size, vocabulary):
+    dictionary = Dictionary()
+    for i in range(vocabulary - 1):  # sentencepiece's pieces but for three special ones, fairseq's four
+        dictionary.add_symbol(f"piece{i}")
+    dictionary.add_symbol("<mask>")
+    counts = {}
+    for scale in ("laptop", "one-gpu"):
+        for arm in load_plan(scale).arms.values():
+            args = Namespace(tokens_per_sample=128, max_positions=128, **model_options(arm.options))
+            ARCH_CONFIG_REGISTRY[f"{arm.model}_{size}"](args)
+            task = Namespace(source_dictionary=dictionary, dictionary=dictionary)
+            model = ARCH_MODEL_REGISTRY[f"{arm.model}_{size}"].build_model(args, task)
+            counts[arm.name] = sum(p.numel() for p in model.parameters())
+    assert {name: n / counts["ffn"] for name, n in counts.items()} == pytest.approx(dict.fromkeys(counts, 1), rel=0.005)
+
+
+def model_options(words) -> dict:
+    """Command-line options as attributes; a number where one is given, True where nothing is."""
+    options = {}
+    for word in words:
+        if word.startswith("--"):
+            name = word[2:].replace("-", "_")
+            options[name] = True
+        else:
+            options[name] = int(word) if word.isdigit() else word
+    return options
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_print_plan_lists_every_run_with_its_cost(scale, capsys):
+    assert replicate(scale, "--print-plan") == 0
+    said = capsys.readouterr().out
+    plan = load_plan(scale)
+    search = len(plan.search.arms) * len(plan.search.learning_rates) * len(plan.search.seeds)
+    final = len(plan.final.arms) * len(plan.final.seeds)
+    assert (said.count("\n| search "), said.count("\n| final ")) == (search, final)
+    lines = [line for line in said.splitlines() if line.startswith(("| search ", "| final "))]
+    hours = [float(line.split("|")[-2].replace(",", "")) for line in lines]
+    total = float(re.search(r"about ([\d,.]+) (core|GPU)-hours", said)[1].replace(",", ""))
+    assert total == pytest.approx(sum(hours), rel=0.02, abs=0.3)
+
+
+def test_print_plan_estimates_the_measured_time(capsys):
+    replicate("laptop", "--print-plan")
+    # 2,500 updates of 4,096 tokens take 8 minutes: 28 of these and 21 twice as long are 9.3 hours
+    assert "49 pretrainings, about 9.3 core-hours" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("{", "is no JSON"),
+        ("[]", "see the plans in"),
+        ('{"scale": "mine"}', "no 'arms' there"),
+    ],
+)
+def test_a_broken_plan_is_one_line(text, expected, tmp_path, capsys):
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    assert replicate(path, "--print-plan") == 1
+    error = capsys.readouterr().err
+    assert str(path) in error and expected in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ({"comparisons": [["swish-rnn", "lstm"]]}, "arm 'lstm' is not among its arms: ffn, swish-rnn"),
+        ({"search": {"learning_rates": []}}, "search needs learning_rates"),
+        ({"verdicts": [{"in_favour": [2], "says": "yes"}]}, "names a comparison that is not there"),
+    ],
+)
+def test_a_plan_that_contradicts_itself_is_one_line(change, expected, tmp_path, capsys):
+    assert replicate(make_plan(tmp_path, **change), "--print-plan") == 1
+    error = capsys.readouterr().err
+    assert expected in error and error.count("\n") == 1
+
+
+def test_no_such_scale(capsys):
+    assert replicate("desktop", "--print-plan") == 1
+    assert "SCALE desktop: No such file or directory; expected smoke, laptop" in capsys.readouterr().err
+
+
+def test_search_extends_the_grid_for_all_arms_until_no_best_is_at_an_edge(corpus, trainer, tmp_path, capsys):
+    (trainer / "best.json").write_text(json.dumps({"roberta": 4e-3, "recurrent_roberta": 1e-3}))
+    out = tmp_path / "out"
+    assert replicate(make_plan(tmp_path), "--out", out, "--data", corpus, "--stage", "search") == 0
+    rows = rows_of(out / "results" / "runs.csv")
+    tried = {arm: [float(r["learning_rate"]) for r in rows if r["arm"] == arm] for arm in ("ffn", "swish-rnn")}
+    # ffn is best at 2e-3, then at 4e-3, each time the highest; 8e-3 lies beyond
+    assert tried["ffn"] == tried["swish-rnn"] == [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
+    said = capsys.readouterr().err
+    assert "ffn: best learning rate 0.004, 5.001 bits" in said
+    assert "swish-rnn: best learning rate 0.001, 5.001 bits" in said
+    assert "EDGE" not in said
+
+
+def test_a_best_rate_at_the_edge_is_told_loudly(corpus, trainer, tmp_path, capsys):
+    (trainer / "best.json").write_text(json.dumps({"roberta": 1e-3, "recurrent_roberta": 1e-5}))
+    out = tmp_path / "out"
+    plan = make_plan(tmp_path, search={"extensions": 1})
+    assert replicate(plan, "--out", out, "--data", corpus, "--stage", "search") == 0
+    assert "WARNING: swish-rnn: its best rate 0.00025 is at the EDGE of the grid" in capsys.readouterr().err
+    assert replicate(plan, "--out", out, "--data", corpus, "--stage", "report") == 0
+    assert "**At an edge of the grid, the optimum may lie beyond: swish-rnn (0.00025).**" in (
+        out / "results" / "report.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_final_runs_are_paired_and_at_the_best_rates(corpus, trainer, tmp_path):
+    (trainer / "best.json").write_text(json.dumps({"roberta": 1e-3, "recurrent_roberta": 2e-3}))
+    out, plan = tmp_path / "out", make_plan(tmp_path, search={"learning_rates": [5e-4, 1e-3, 2e-3, 4e-3]})
+    for stage in ("search", "final"):
+        assert replicate(plan, "--out", out, "--data", corpus, "--stage", stage) == 0
+    final = [row for row in rows_of(out / "results" / "runs.csv") if row["stage"] == "final"]
+    assert [(row["arm"], row["learning_rate"], row["seed"]) for row in final] == [
+        ("ffn", "0.001", "11"),
+        ("swish-rnn", "0.002", "11"),
+        ("ffn", "0.001", "12"),
+        ("swish-rnn", "0.002", "12"),
+    ]
+    first = final[0]
+    assert (first["tokens"], first["updates"], first["parameters"]) == ("1000", "10", "1000")
+    assert float(first["valid_loss"]) == pytest.approx(5.011)
+    assert float(first["hours"]) == pytest.approx(0.01)
+    assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?|\d.*", first["commit"])
+    curves = [row for row in rows_of(out / "results" / "curves.csv") if row["stage"] == "final"]
+    assert [int(row["update"]) for row in curves] == [5, 10] * 4
+
+
+def test_finished_runs_are_not_run_again(corpus, trainer, tmp_path, capsys):
+    out, plan = tmp_path / "out", make_plan(tmp_path)
+    assert replicate(plan, "--out", out, "--data", corpus, "--stage", "search") == 0
+    before = starts(trainer)
+    assert len(before) == len(set(before)) == 6
+    assert replicate(plan, "--out", out, "--data", corpus, "--stage", "search") == 0
+    assert starts(trainer) == before
+    assert "6 runs, 6 of them finished before" in capsys.readouterr().err
+
+
+def test_a_run_that_diverged_is_a_row_and_not_run_again(corpus, trainer, tmp_path, capsys):
+    out = tmp_path / "out"
+    plan = make_plan(tmp_path, search={"learning_rates": [5e-4, 1e-3, 2.0]})
+    assert replicate(plan, "--out", out, "--data", corpus, "--stage", "search") == 0
+    rows = {(r["arm"], r["learning_rate"]): r for r in rows_of(out / "results" / "runs.csv")}
+    assert rows["ffn", "2"]["failed"] == "diverged" and "not finite" in rows["ffn", "2"]["why"]
+    assert rows["ffn", "2"]["valid_loss"] == ""
+    assert rows["ffn", "0.001"]["failed"] == ""
+    assert "ffn-lr2-seed1: nan bits, DIVERGED" in capsys.readouterr().err
+    replicate(plan, "--out", out, "--data", corpus, "--stage", "search")
+    assert starts(trainer).count("ffn-lr2-seed1") == 1
+
+
+def test_a_run_above_the_unigram_model_failed(corpus, trainer, tmp_path):
+    (trainer / "best.json").write_text(json.dumps({"roberta": 1e-3, "recurrent_roberta": 1e-6}))
+    out = tmp_path / "out"
+    plan = make_plan(tmp_path, search={"extensions": 0})
+    assert replicate(plan, "--out", out, "--data", corpus, "--stage", "search") == 0
+    rows = {(r["arm"], r["learning_rate"]): r for r in rows_of(out / "results" / "runs.csv")}
+    assert rows["swish-rnn", "0.002"]["failed"] == "above unigram"  # 16 bits, where 500 pieces hold 9 at most
+    assert "the unigram model has 7." in rows["swish-rnn", "0.002"]["why"]
+    assert rows["ffn", "0.002"]["failed"] == ""
+
+
+def test_a_run_that_broke_off_is_told_and_tried_again(corpus, trainer, tmp_path, capsys):
+    out, plan = tmp_path / "out", make_plan(tmp_path)
+    (trainer / "full").touch()
+    assert replicate(plan, "--out", out, "--data", corpus, "--stage", "search") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "1 runs broke off" in error and "the disk is full" in error
+    assert len(starts(trainer)) == 1  # the others would break off, too
+    assert [r["failed"] for r in rows_of(out / "results" / "runs.csv")] == ["broke off"]
+    (trainer / "full").unlink()
+    assert replicate(plan, "--out", out, "--data", corpus, "--stage", "search") == 0
+    assert {r["failed"] for r in rows_of(out / "results" / "runs.csv")} == {""}
+
+
+def test_final_needs_the_search(corpus, trainer, tmp_path, capsys):
+    assert replicate(make_plan(tmp_path), "--out", tmp_path / "out", "--data", corpus, "--stage", "final") == 1
+    assert "6 runs of the search are left, ffn-lr0.0005-seed1 first: --stage search" in capsys.readouterr().err
+    assert not starts(trainer)
+
+
+def test_stopped_it_ends_its_trainings_and_goes_on_later(corpus, trainer, tmp_path):
+    out, plan = tmp_path / "out", make_plan(tmp_path)
+    (trainer / "slow").touch()
+    program = textwrap.dedent(
+        f"""
+        import sys
+        from rt_plugin.replicate import command
+        launch = command.launch_command
+        def fake(*arguments):
+            words = launch(*arguments)
+            return [sys.executable, {str(trainer / "train.py")!r}, *words[words.index("pretrain") + 1 :]]
+        command.launch_command = fake
+        sys.exit(command.main(sys.argv[1:]))
+        """
+    )
+    words = [plan, "--out", out, "--data", corpus, "--stage", "search", "--jobs", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, words)],
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 200
+    while not ((trainer / "pids").is_file() and len((trainer / "pids").read_text().split()) == 2):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "stopped; the same command goes on from here" in said
+    for pid in map(int, (trainer / "pids").read_text().split()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    (trainer / "slow").unlink()
+    assert replicate(*words) == 0
+    assert {r["failed"] for r in rows_of(out / "results" / "runs.csv")} == {""}
+
+
+def test_runs_begun_elsewhere_are_adopted_by_their_command(corpus, trainer, tmp_path, capsys):
+    first, plan = tmp_path / "first", make_plan(tmp_path)
+    assert replicate(plan, "--out", first, "--data", corpus, "--stage", "search") == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    begun = len(starts(trainer))
+    for number, folder in enumerate(sorted(path for path in (first / "search").iterdir() if path.is_dir())):
+        folder.rename(elsewhere / f"run{number}")
+    second = tmp_path / "second"
+    words = ("--out", second, "--data", corpus, "--stage", "search", "--adopt", *sorted(elsewhere.iterdir()))
+    assert replicate(plan, *words) == 0
+    assert len(starts(trainer)) == begun  # nothing was left to train
+    assert rows_of(second / "results" / "runs.csv") == rows_of(first / "results" / "runs.csv")
+    (elsewhere / "other").mkdir()
+    assert replicate(plan, "--out", second, "--data", corpus, "--adopt", elsewhere / "other") == 1
+    assert f"--adopt {elsewhere / 'other'}: no training of the plan" in capsys.readouterr().err
+
+
+def test_a_folder_with_another_training_is_refused(corpus, trainer, tmp_path, capsys):
+    out, plan = tmp_path / "out", make_plan(tmp_path)
+    assert replicate(plan, "--out", out, "--data", corpus, "--stage", "search") == 0
+    folder = out / "search" / "ffn-lr0.001-seed1"
+    text = (folder / "command.txt").read_text()
+    for other in (text.replace("--max-update 10", "--max-update 20"), text + " --encoder-normalize-before"):
+        (folder / "command.txt").write_text(other)
+        assert replicate(plan, "--out", out, "--data", corpus, "--stage", "search") == 1
+        assert f"{folder / 'command.txt'}: is not the training of the plan" in capsys.readouterr().err
+    (folder / "command.txt").write_text(text)
+    assert replicate(make_plan(tmp_path, recipe="mini"), "--out", out, "--data", corpus) == 1
+    assert "was begun with a plan of another 'recipe'" in capsys.readouterr().err
+
+
+def test_missing_options_and_data_are_one_line(tmp_path, capsys):
+    assert replicate("smoke", "--out", tmp_path / "out") == 1
+    assert "--data is missing" in capsys.readouterr().err
+    assert replicate("smoke", "--out", tmp_path / "out", "--data", tmp_path / "none") == 1
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_smoke_scale_from_search_to_report(corpus, tmp_path):
+    """The real thing: four trainings and two, evaluation on the test split, tables and figures."""
+    out = tmp_path / "out"
+    assert replicate("smoke", "--out", out, "--data", corpus, "--jobs", "2", "--threads", "1", "--nice", "0") == 0
+    rows = rows_of(out / "results" / "runs.csv")
+    assert [row["stage"] for row in rows] == ["search"] * 4 + ["final"] * 2
+    assert {row["failed"] for row in rows} <= {"", "above unigram"}  # ten updates hardly learn the word counts
+    assert all(float(row["test_loss"]) < 12 for row in rows if row["stage"] == "final")
+    held_out = rows_of(out / "results" / "held_out.csv")
+    assert len({row["masked"] for row in held_out}) == 1 and int(held_out[0]["masked"]) > 100
+    text = (out / "results" / "report.md").read_text(encoding="utf-8")
+    assert "## Final runs" in text and "## Where the loss is" in text
+    for name in re.findall(r"\]\((\w+\.png)\)", text):
+        assert (out / "results" / name).stat().st_size > 5_000

@@ -1,0 +1,244 @@
+"""The report of a replication: what it says of known results, and that the committed ones come from their CSV files."""
+
+import json
+
+import pytest
+
+from conftest import REPOSITORY
+from rt_plugin.glue import results as glue_results
+from rt_plugin.replicate import report
+from rt_plugin.replicate.plan import load_plan
+from rt_plugin.replicate.results import CURVE_COLUMNS, RUN_COLUMNS, write_csv
+
+COMMITTED = sorted(path.parent for path in (REPOSITORY / "docs" / "results").glob("*/plan.json"))
+# bits on the test documents; what the search found is 0.2 above
+LOSSES = {
+    "ffn": 8.0,
+    "ffn-prenorm": 8.2,
+    "none": 8.0,
+    "short-conv": 7.0,
+    "short-conv-alternate": 6.9,
+    "swish-rnn": 6.5,
+    "swish-rnn-alternate": 6.2,
+}
+SPREAD = (-0.01, 0.0, 0.01)
+
+
+def run_row(stage, arm, rate, seed, valid, test="", failed=""):
+    return {
+        "scale": "laptop",
+        "stage": stage,
+        "arm": arm,
+        "options": "roberta",
+        "parameters": 1_000_000,
+        "learning_rate": f"{rate:g}",
+        "seed": seed,
+        "updates": 5000,
+        "tokens": 20_000_000,
+        "valid_loss": valid,
+        "best_valid_loss": valid,
+        "test_loss": test,
+        "hours": 0.3,
+        "tokens_per_second": 18_000,
+        "failed": failed,
+        "why": "said so" if failed else "",
+        "commit": "abcdef0",
+        "date": "2026-11-21",
+    }
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Writes a folder of CSV files with these test losses, and makes its report; returns the text."""
+
+    def make(losses, change=lambda rows: None):
+        plan = load_plan("laptop")
+        (tmp_path / "plan.json").write_text(json.dumps(plan.source))
+        rows = [
+            run_row("search", arm, rate, 1, round(loss + 0.2 + 0.1 * (rate != 1.5e-3), 3))
+            for arm, loss in losses.items()
+            for rate in plan.search.learning_rates
+        ]
+        rows += [
+            run_row("final", arm, 1.5e-3, seed, round(loss + 0.1 + more, 3), round(loss + more, 3))
+            for arm, loss in losses.items()
+            for seed, more in zip(plan.final.seeds, SPREAD, strict=True)
+        ]
+        change(rows)
+        write_csv(tmp_path / "runs.csv", RUN_COLUMNS, rows)
+        curves = [
+            {**{name: row[name] for name in ("stage", "arm", "learning_rate", "seed")}, "update": update}
+            | {"tokens": 4000 * update, "hours": update / 1e4, "valid_loss": row["valid_loss"] + (5000 - update) / 1000}
+            for row in rows
+            if row["valid_loss"] != ""
+            for update in (2500, 5000)
+        ]
+        write_csv(tmp_path / "curves.csv", CURVE_COLUMNS, curves)
+        assert report.main([str(tmp_path)]) == 0
+        return (tmp_path / "report.md").read_text(encoding="utf-8")
+
+    make.folder = tmp_path
+    return make
+
+
+def cells(text: str, *first: str) -> list[str]:
+    """The one table row whose first cells are these."""
+    rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
+    (row,) = [row for row in rows if row[: len(first)] == [*first]]
+    return row
+
+
+def verdict_of(text: str) -> str:
+    return text.split("**By the plan's rule: ")[1].split("**")[0]
+
+
+def test_a_recurrence_that_beats_all_controls_helps(results):
+    text = results(LOSSES)
+    assert verdict_of(text) == "The recurrence helps."
+    row = cells(text, "1. swish-rnn - ffn")
+    assert row[1] == "-1.5000" and row[-1] == "lower"
+    # Welch: two means of three seeds with standard deviation 0.01; t(4) = 2.776
+    assert row[2] == "-1.5227 to -1.4773"
+    assert cells(text.split("## Final runs")[1], "swish-rnn")[4] == "6.5000 ± 0.0100"
+
+
+def test_local_mixing_that_does_the_same_is_named(results):
+    text = results({**LOSSES, "short-conv": 6.52})
+    # significant, but below the least difference of 0.05 bits: none
+    assert cells(text, "3. swish-rnn - short-conv")[-1] == "no difference"
+    assert verdict_of(text) == "Local mixing helps, and the recurrence is one way to have it."
+
+
+def test_a_null_is_told(results):
+    text = results({**LOSSES, "swish-rnn": 8.1})
+    assert cells(text, "1. swish-rnn - ffn")[-1] == "higher"
+    assert verdict_of(text).startswith("Not confirmed")
+
+
+def test_the_better_baseline_of_the_search_is_compared(results):
+    text = results({**LOSSES, "ffn-prenorm": 7.5})
+    assert cells(text, "1. swish-rnn - ffn-prenorm")[1] == "-1.0000"
+    assert cells(text, "6. none - ffn-prenorm")[-1] == "higher"
+    assert "swish-rnn - ffn " not in text
+
+
+def test_a_failed_run_counts_with_its_last_finite_loss(results):
+    def diverge(rows):
+        (row,) = [r for r in rows if (r["stage"], r["arm"], r["seed"]) == ("final", "swish-rnn", 12)]
+        row |= {"failed": "diverged", "why": "said so", "valid_loss": 9.5, "test_loss": ""}
+
+    text = results(LOSSES, diverge)
+    assert cells(text, "1. swish-rnn - ffn")[1] == f"{(6.49 + 9.5 + 6.51) / 3 - 8:+.4f}"
+    assert cells(text, "1. swish-rnn - ffn")[-1] == "not told apart"
+    assert cells(text, "final")[5:] == ["diverged", "said so"]
+
+
+def test_without_test_losses_nothing_is_compared(results):
+    def forget(rows):
+        rows[-1]["test_loss"] = ""
+
+    text = results(LOSSES, forget)
+    assert "First outcome" not in text and "## Final runs" in text
+
+
+def test_edges_and_divergence_in_the_search(results):
+    def diverge(rows):
+        for row in rows:
+            if row["stage"] == "search" and row["arm"] == "ffn":
+                lowest = row["learning_rate"] == "0.00075"
+                row |= {"valid_loss": 7.0} if lowest else {"failed": "diverged", "valid_loss": ""}
+
+    text = results(LOSSES, diverge)
+    search = text.split("## Final runs")[0]
+    assert cells(search, "ffn")[1:] == ["**7.000**", "diverged", "diverged", "diverged", "0.00075"]
+    assert "**At an edge of the grid, the optimum may lie beyond: ffn (0.00075).**" in search
+
+
+def test_equal_time_reads_the_curves(results):
+    write_csv(
+        results.folder / "steps.csv",
+        ("arm", "seconds"),
+        [{"arm": "ffn", "seconds": 0.1}, {"arm": "swish-rnn", "seconds": 0.125}],
+    )
+    text = results(LOSSES).split("## At equal time")[1]
+    # the recurrence reaches update 4,000 in the time of 5,000: a fifth of its curve above the end, which falls by 1
+    assert cells(text, "ffn")[2:] == ["5,000", "8.100", "8.100"]
+    assert cells(text, "swish-rnn")[2:] == ["4,000", "7.600", "6.600"]
+
+
+def test_stability_of_finetuning(results):
+    rows = []
+    for model, scores in (("ffn", (0.5, 0.6, 0.58)), ("swish-rnn", (0.6, 0.605, 0.6))):
+        for lr, score in zip((1e-5, 1e-4, 1e-3), scores, strict=True):
+            row = {"model": model, "task": "RTE", "lr": lr, "epochs": 1, "best_epoch": 1, "train_loss": 1.0}
+            row |= {
+                "failed": int(score <= 0.5),
+                "majority": 0.5,
+                "seconds": 1,
+                "best_score": score,
+                "last_score": score,
+            }
+            rows += [{**row, "seed": seed} for seed in (1, 2, 3)]
+    glue_results.write_csv(results.folder / "finetuning.csv", rows)
+    text = results(LOSSES).split("## Stability of fine-tuning")[1]
+    # ffn loses 10 points in the decade below the best rate and 2 in the decade above: 0.1 and 0.5 decades
+    ffn, swish = (cells(text, "RTE", model) for model in ("ffn", "swish-rnn"))
+    assert ffn[2:7] == ["0.0001", "60.0", "7.9e-05 to 3.2e-04", "0.60", "0.60 to 0.60"]
+    assert ffn[7:] == ["3/9", "12 to 65 %"]
+    assert swish[5] == "2.00 or more" and swish[7] == "0/9"
+    assert (results.folder / "stability.png").is_file()
+
+
+def test_no_width_for_a_model_that_only_failed(results):
+    row = {"model": "ffn", "task": "RTE", "epochs": 1, "best_epoch": 1, "train_loss": 1.0, "failed": 1, "majority": 0.5}
+    row |= {"seconds": 1, "best_score": 0.5, "last_score": 0.5}
+    rows = [{**row, "lr": lr, "seed": seed} for lr in (1e-5, 1e-4) for seed in (1, 2)]
+    glue_results.write_csv(results.folder / "finetuning.csv", rows)
+    text = results(LOSSES).split("## Stability of fine-tuning")[1]
+    assert cells(text, "RTE", "ffn")[4:8] == ["-", "-", "-", "4/4"]
+
+
+def test_minimal_pairs_are_the_second_outcome(results):
+    columns = ("arm", "learning_rate", "seed", "data", "mask", "phenomenon", "accuracy")
+    accuracies = dict(zip(LOSSES, (0.6, 0.6, 0.6, 0.65, 0.65, 0.7, 0.72), strict=True))
+    rows = [
+        dict(zip(columns, (arm, "0.0015", seed, "blimp", "word", "mean over paradigms", share + more), strict=True))
+        for arm, share in accuracies.items()
+        for seed, more in zip((11, 12, 13), SPREAD, strict=True)
+    ]
+    rows += [{**row, "phenomenon": "island effects", "accuracy": 0.1} for row in rows]
+    write_csv(results.folder / "minimal_pairs.csv", columns, rows)
+    text = results(LOSSES).split("## Second outcome: minimal pairs, blimp, --mask word")[1]
+    assert cells(text, "swish-rnn")[1:] == ["3", "70.0000 ± 1.0000"]
+    assert cells(text, "1. swish-rnn - ffn")[1] == "-10.0000"  # points of wrong pairs
+
+
+def test_the_same_csv_files_give_the_same_report(results, tmp_path_factory):
+    results(LOSSES)
+    again = tmp_path_factory.mktemp("again")
+    assert report.main([str(results.folder), "--out", str(again)]) == 0
+    for name in ("report.md", "figures.json"):
+        assert (again / name).read_bytes() == (results.folder / name).read_bytes()
+    drawn = json.loads((again / "figures.json").read_text())
+    names = {figure["name"]: figure for figure in drawn}
+    assert {"search_curves", "final_curves", "learning_rates", "final_loss"} <= names.keys()
+    (panel,) = names["learning_rates"]["panels"]
+    swish = next(s for s in panel["series"] if s["label"] == "swish-rnn")
+    assert swish["x"] == [7.5e-4, 1.5e-3, 3e-3, 6e-3] and swish["y"] == [6.8, 6.7, 6.8, 6.8]
+
+
+def test_committed_reports_come_from_the_committed_csv_files(tmp_path):
+    if not COMMITTED:
+        pytest.skip("docs/results holds no results yet")
+    for folder in COMMITTED:
+        report.write_report(folder, tmp_path)
+        for name in ("report.md", "figures.json"):
+            there = (folder / name).read_text(encoding="utf-8")
+            assert (tmp_path / name).read_text(encoding="utf-8") == there, f"rt-plugin replicate-report {folder}"
+        for figure in json.loads((folder / "figures.json").read_text()):
+            assert (folder / f"{figure['name']}.png").is_file()
+
+
+def test_a_folder_without_results_is_one_line(tmp_path, capsys):
+    assert report.main([str(tmp_path)]) == 1
+    assert f"{tmp_path / 'runs.csv'}: no run there" in capsys.readouterr().err
