@@ -1,5 +1,6 @@
 """The two figures of a report: how scores depend on the learning rate, and how the runs of each task scatter."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,19 @@ from rt_plugin.console import figures
 from rt_plugin.glue.specs import TASKS
 from rt_plugin.glue.statistics import Results
 
+_FLOOR = {"color": "black", "ls": ":", "lw": 1}
+_FLOOR_LABEL = "best without an encoder"
 
-def plot_learning_rates(results: Results, path: Path) -> None:
+
+def plot_learning_rates(results: Results, path: Path, floors: Mapping[str, float] | None = None) -> None:
     """One panel a task: every run a point, the median over seeds a line, from the worst to the best seed a band.
 
     The panels' scales have the same length, so that distances can be compared between tasks.
+
+    Args:
+        results: of the models.
+        path: of the figure.
+        floors: task -> a score to draw as a dotted line.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -25,6 +34,8 @@ def plot_learning_rates(results: Results, path: Path) -> None:
             for model, tasks in results.items():
                 if name in tasks:
                     _draw_spread(axes, tasks[name].scores, colours[model], model)
+            if name in (floors or {}):
+                axes.axhline(floors[name], label=_FLOOR_LABEL, **_FLOOR)
             rates = sorted({lr for tasks in results.values() if name in tasks for lr in tasks[name].scores})
             axes.set_xscale("log")
             axes.set_xticks(rates, [f"{lr:g}" for lr in rates])
@@ -44,11 +55,16 @@ def _draw_spread(axes, scores: dict[float, dict[int, float]], colour: str, model
         axes.plot([lr] * len(own), own, ".", color=colour, alpha=0.6)
 
 
-def plot_boxes(results: Results, path: Path) -> None:
+def plot_boxes(results: Results, path: Path, floors: Mapping[str, float] | None = None) -> None:
     """All runs of a task in one box a model, over learning rates and seeds: how much depends on choosing them well.
 
     A box goes from the first to the third quartile, its line is the median; the whiskers end at the last run within 1.5
     times its height, and runs beyond are dots.
+
+    Args:
+        results: of the models.
+        path: of the figure.
+        floors: task -> a score to draw as a dotted line.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -71,6 +87,9 @@ def plot_boxes(results: Results, path: Path) -> None:
                 flierprops={"marker": ".", "markeredgecolor": colours[model], "markerfacecolor": colours[model]},
             )
             axes.plot([], [], color=colours[model], lw=6, alpha=0.5, label=model)
+        for j, name in enumerate(names):
+            if name in (floors or {}):
+                axes.plot([j - 0.45, j + 0.45], [floors[name]] * 2, label=_FLOOR_LABEL, **_FLOOR)
         axes.set_xticks(range(len(names)), names)
         axes.grid(axis="x", visible=False)
         axes.set(ylabel="dev score")

@@ -8,13 +8,16 @@ Differences are of means over seeds, over all learning rates that both models ha
 the 95 % intervals of Welch's t test; docs/glue.md says how often they are right. They tell of the luck of the runs,
 not of the choice of the dev set's rows. With one seed, or where no two runs differ, there is no interval. MNLI-mm,
 MNLI's second dev set, is shown at MNLI's best learning rate, and is no part of the average.
+
+A file of rt-plugin glue-baselines among the CSV files is a floor: its rows come first, the plots have the highest one
+as a dotted line, and the report says where a model does not reach it.
 """
 
 import argparse
 import csv
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -23,13 +26,27 @@ from rt_plugin.console.tables import markdown_table
 from rt_plugin.errors import UserError
 from rt_plugin.glue.plots import plot_boxes, plot_learning_rates
 from rt_plugin.glue.results import WHEN, read_csv
-from rt_plugin.glue.statistics import Difference, Results, averaged, collect, common_tasks, differences, table
+from rt_plugin.glue.statistics import (
+    Difference,
+    Results,
+    averaged,
+    collect,
+    common_tasks,
+    differences,
+    highest_floors,
+    table,
+)
 
 _HEADINGS = ("model", "task", "best lr", "median", "mean", "std", "best", "failed")
 
 
-def write_report(results: Results, out: Path) -> str:
+def write_report(results: Results, out: Path, floors: Results | None = None) -> str:
     """Write report.md, table.csv, differences.csv, learning_rates.png and boxes.png into a folder.
+
+    Args:
+        results: of the models.
+        out: the folder, made if needed.
+        floors: of what needs no encoder.
 
     Returns:
         the Markdown text.
@@ -38,13 +55,15 @@ def write_report(results: Results, out: Path) -> str:
         UserError: matplotlib is not installed.
     """
     out.mkdir(parents=True, exist_ok=True)
-    rows, between = table(results), differences(results)
+    floors = floors or {}
+    rows, between = table(results, floors), differences(results)
     _write_csv(out / "table.csv", list(rows[0]), rows)
     _write_csv(out / "differences.csv", [field.name for field in fields(Difference)], map(asdict, between))
-    text = _markdown(results, rows, between)
+    text = _markdown(results, rows, between, floors)
     (out / "report.md").write_text(text, encoding="utf-8")
-    plot_learning_rates(results, out / "learning_rates.png")
-    plot_boxes(results, out / "boxes.png")
+    lines = {task: score for task, (_, score) in highest_floors(floors).items()}
+    plot_learning_rates(results, out / "learning_rates.png", lines)
+    plot_boxes(results, out / "boxes.png", lines)
     return text
 
 
@@ -55,7 +74,7 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict]) -> None
         writer.writerows(rows)
 
 
-def _markdown(results: Results, rows: Sequence[dict], between: Sequence[Difference]) -> str:
+def _markdown(results: Results, rows: Sequence[dict], between: Sequence[Difference], floors: Results) -> str:
     shared = averaged(common_tasks(results))
     parts = [
         "# Fine-tuning results",
@@ -63,6 +82,8 @@ def _markdown(results: Results, rows: Sequence[dict], between: Sequence[Differen
         f"learning rates and seeds. The average is over {len(shared)} tasks: {', '.join(shared) or 'none'}.",
         markdown_table([*_HEADINGS, *(f"all: {name}" for name in _HEADINGS[3:])], [_cells(row) for row in rows]),
     ]
+    if floors:
+        parts.append(f"{', '.join(floors)}: without an encoder. {' '.join(_below(results, floors))}")
     if between:
         parts += [
             "## Differences",
@@ -76,6 +97,16 @@ def _markdown(results: Results, rows: Sequence[dict], between: Sequence[Differen
         ]
     parts.append("![Score against learning rate](learning_rates.png)\n\n![Scores of all runs](boxes.png)")
     return "\n\n".join(parts) + "\n"
+
+
+def _below(results: Results, floors: Results) -> Iterator[str]:
+    """A sentence a model: the tasks on which it does not reach the highest floor."""
+    highest = highest_floors(floors)
+    for model, tasks in results.items():
+        medians = {name: task.at([task.best_lr]).median for name, task in tasks.items() if name in highest}
+        below = [name for name, median in medians.items() if median <= highest[name][1]]
+        shown = ", ".join(f"{name} ({medians[name]:.1f}; {highest[name][0]} {highest[name][1]:.1f})" for name in below)
+        yield f"{model} is not above them on {shown}." if below else f"{model} is above them on every task."
 
 
 def _difference_cells(d: Difference) -> list[str]:
@@ -110,9 +141,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def report(args: argparse.Namespace) -> None:
     """Write the report that the command line asks for and print it."""
-    results = collect(itertools.chain.from_iterable(map(read_csv, args.csv)), args.scores)
+    runs = list(itertools.chain.from_iterable(map(read_csv, args.csv)))
+    floors = [run for run in runs if run.lr is None]
+    results = collect((run for run in runs if run.lr is not None), args.scores)
     try:
-        print(write_report(results, args.out))
+        print(write_report(results, args.out, collect(floors, args.scores) if floors else None))
     except OSError as error:
         raise UserError(f"{args.out}: the report cannot be written ({error.strerror}); choose another --out") from None
     commands.report(f"{args.out}: report.md, table.csv, differences.csv, learning_rates.png, boxes.png")

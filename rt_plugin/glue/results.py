@@ -5,7 +5,8 @@ epoch: bits for classes, squared error of scores from 0 to 1 for regression); fa
 most frequent class in the dev set); seconds; then for `score`, the headline number, and for every metric best_...
 (at best_epoch) and last_... (after the last epoch), as fractions. A second dev set has columns that end in _mismatched.
 `checkpoint`: the first digits of the pretrained checkpoint's SHA-256; files of earlier versions have no such column.
-Empty: the task has no such metric. "undefined": it has no value (a correlation with a constant).
+Empty: the task has no such metric. "undefined": it has no value (a correlation with a constant). Rows of
+`rt-plugin glue-baselines`, whose models are not fine-tuned, have no lr.
 """
 
 import csv
@@ -128,7 +129,7 @@ def write_csv(path: Path, rows: Iterable[dict]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for row in sorted(rows, key=lambda r: (r["model"], _TASK_ORDER[r["task"]], r["lr"], r["seed"])):
+    for row in sorted(rows, key=lambda r: (r["model"], _TASK_ORDER[r["task"]], r["lr"] or 0.0, r["seed"])):
         writer.writerow({name: UNDEFINED if _is_nan(value) else value for name, value in row.items()})
     with replacing(path) as file:
         file.write(text.getvalue().encode())
@@ -143,7 +144,7 @@ class Run:
     """One row of a sweep's CSV.
 
     Attributes:
-        model, task, lr, seed: which run.
+        model, task, lr, seed: which run; lr is None for what needs no encoder (`rt-plugin glue-baselines`).
         failed: see `summarize`.
         values: column -> metric; nan where it is undefined; columns that the task does not have are left out.
         checkpoint: that it began with (see above); empty where the file does not say.
@@ -151,7 +152,7 @@ class Run:
 
     model: str
     task: GlueTask
-    lr: float
+    lr: float | None
     seed: int
     failed: bool
     values: dict[str, float]
@@ -181,6 +182,7 @@ def _read_row(path: Path, line: int, row: dict[str, str]) -> Run:
             name: math.nan if row[name] == UNDEFINED else float(row[name]) for name in _METRIC_COLUMNS if row[name]
         }
         task, failed, checkpoint = BY_NAME[row["task"]], bool(int(row["failed"])), row.get(_CHECKPOINT) or ""
-        return Run(row["model"], task, float(row["lr"]), int(row["seed"]), failed, values, checkpoint)
+        lr = float(row["lr"]) if row["lr"] else None
+        return Run(row["model"], task, lr, int(row["seed"]), failed, values, checkpoint)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}, line {line}: {error!r}; expected a row written by rt-plugin finetune-glue") from None

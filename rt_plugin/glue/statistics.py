@@ -8,6 +8,9 @@ Differences are of means over seeds: for a task with the interval of Welch's t t
 average over tasks with the same formula over all of its means (Satterthwaite 1946, Biometrics Bulletin 2). Seeds are
 taken for independent, between models and between tasks. With one seed, or where no two runs differ, there is no
 interval. The intervals tell of the luck of the runs, not of the choice of the dev set's rows.
+
+What needs no encoder (`rt-plugin glue-baselines`) is a floor: it has no learning rate and no luck, and is no part of
+the differences.
 """
 
 import itertools
@@ -116,7 +119,8 @@ def collect(runs: Iterable[Run], when: str = "best") -> Results:
     for run in runs:
         key = (run.model, run.task.name, run.lr, run.seed)
         if key in seen:
-            raise UserError(f"{run.model}, {run.task.name}, lr {run.lr:g}, seed {run.seed} is there twice; {_RENAME}")
+            lr = "" if run.lr is None else f", lr {run.lr:g}"
+            raise UserError(f"{run.model}, {run.task.name}{lr}, seed {run.seed} is there twice; {_RENAME}")
         if run.checkpoint and run.checkpoint != (first := checkpoints.setdefault(run.model, run.checkpoint)):
             raise UserError(f"{run.model}: its runs are of two checkpoints, {first} and {run.checkpoint}; {_RENAME}")
         seen.add(key)
@@ -149,19 +153,24 @@ def averaged(tasks: Iterable[str]) -> list[str]:
     return [task for task in tasks if not task.endswith(SECOND_DEV_SET)]
 
 
-def table(results: Results) -> list[dict]:
-    """A row for each model and task, and the average over the tasks that all models have.
+def table(results: Results, floors: Results | None = None) -> list[dict]:
+    """A row for each model and task, and the average over the tasks that all models have; floors first.
+
+    Args:
+        results: of models.
+        floors: of what needs no encoder; one without some of the tasks has no average.
 
     Returns:
         rows with model, task, best_lr, `Summary`'s fields at the best learning rate and, with `all_` before, over all.
     """
     rows = []
-    for model, tasks in results.items():
+    names = averaged(common_tasks(results))
+    for model, tasks in [*(floors or {}).items(), *results.items()]:
         parts = {name: (task.at([task.best_lr]), task.at(task.scores)) for name, task in tasks.items()}
         for name, (best, overall) in parts.items():
             rows.append(_row(model, name, tasks[name].best_lr, best, overall))
-        shared = [parts[name] for name in averaged(common_tasks(results))]
-        if shared:
+        shared = [parts[name] for name in names if name in parts]
+        if shared and len(shared) == len(names):
             rows.append(_row(model, AVERAGE, None, *map(Summary.average, zip(*shared, strict=True))))
     return rows
 
@@ -169,6 +178,17 @@ def table(results: Results) -> list[dict]:
 def _row(model: str, task: str, lr: float | None, best: Summary, overall: Summary) -> dict:
     everywhere = {f"all_{name}": value for name, value in asdict(overall).items()}
     return {"model": model, "task": task, "best_lr": lr, **asdict(best), **everywhere}
+
+
+def highest_floors(floors: Results) -> dict[str, tuple[str, float]]:
+    """Task -> (which floor is the highest one there, its score)."""
+    found: dict[str, tuple[str, float]] = {}
+    for name, tasks in floors.items():
+        for task, result in tasks.items():
+            score = result.at(result.scores).median
+            if task not in found or score > found[task][1]:
+                found[task] = (name, score)
+    return found
 
 
 def differences(results: Results) -> list[Difference]:

@@ -213,3 +213,61 @@ def test_bad_input(files, tmp_path, capsys):
     write_csv(tmp_path / "empty.csv", [])
     assert main([str(tmp_path / "empty.csv")]) == 1
     assert "hold no runs" in capsys.readouterr().err
+
+
+FLOOR = [
+    {"model": "tf-idf", "task": "RTE", "lr": None, "seed": 0, "failed": 0, "best_score": 0.63, "last_score": 0.63},
+    {"model": "majority", "task": "RTE", "lr": None, "seed": 0, "failed": 0, "best_score": 0.5, "last_score": 0.5},
+    {"model": "tf-idf", "task": "STS-B", "lr": None, "seed": 0, "failed": 0, "best_score": 0.7, "last_score": 0.7},
+    {"model": "majority", "task": "STS-B", "lr": None, "seed": 0, "failed": 0, "best_score": math.nan},
+    {"model": "cosine", "task": "STS-B", "lr": None, "seed": 0, "failed": 0, "best_score": 0.1, "last_score": 0.1},
+]
+
+
+@pytest.fixture(scope="module")
+def floored(files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("floored")
+    write_csv(folder / "floor.csv", FLOOR)
+    assert main([str(folder / "floor.csv"), *map(str, files), "--out", str(folder)]) == 0
+    return folder
+
+
+def test_floors_stand_first_in_the_table(floored, report):
+    rows = [(r["model"], r["task"], r["best_lr"]) for r in read(floored / "table.csv")]
+    assert rows[:7] == [
+        *(("cosine", "STS-B", ""), ("majority", "STS-B", ""), ("majority", "RTE", ""), ("majority", "average", "")),
+        *(("tf-idf", "STS-B", ""), ("tf-idf", "RTE", ""), ("tf-idf", "average", "")),
+    ]
+    averages = {r["model"]: float(r["mean"]) for r in read(floored / "table.csv") if r["task"] == "average"}
+    assert averages["tf-idf"] == pytest.approx((70 + 63) / 2) and averages["majority"] == 25
+    assert read(floored / "table.csv")[7:] == read(report / "table.csv")
+
+
+def test_floors_are_no_part_of_the_differences(floored, report):
+    assert read(floored / "differences.csv") == read(report / "differences.csv")
+
+
+def test_the_report_says_who_is_not_above_the_floor(floored, report):
+    """At the best learning rate by median: on RTE base has 62, new 62; the floors are 63 and, on STS-B, 70."""
+    text = (floored / "report.md").read_text()
+    assert "cosine, majority, tf-idf: without an encoder." in text
+    assert "base is not above them on STS-B (0.0; tf-idf 70.0), RTE (62.0; tf-idf 63.0)." in text
+    assert "new is not above them on STS-B (20.0; tf-idf 70.0), RTE (62.0; tf-idf 63.0)." in text
+    assert "without an encoder" not in (report / "report.md").read_text()
+
+
+def test_a_model_above_the_floor(files, tmp_path):
+    write_csv(tmp_path / "floor.csv", [{**FLOOR[0], "best_score": 0.6}])
+    assert main([str(tmp_path / "floor.csv"), *map(str, files), "--out", str(tmp_path)]) == 0
+    assert "base is above them on every task." in (tmp_path / "report.md").read_text()
+
+
+def test_figures_have_the_floor(floored, report):
+    for name in ("learning_rates.png", "boxes.png"):
+        assert (floored / name).read_bytes() != (report / name).read_bytes()
+
+
+def test_the_same_floor_twice(files, tmp_path, capsys):
+    write_csv(tmp_path / "floor.csv", FLOOR)
+    assert main([str(tmp_path / "floor.csv")] * 2 + [str(files[0]), "--out", str(tmp_path)]) == 1
+    assert "cosine, STS-B, seed 0 is there twice" in capsys.readouterr().err
