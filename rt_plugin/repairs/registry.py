@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 FAIRSEQ_VERSION = "0.12.3.1"  # of the package fairseq-fixed
 # Modules of this package, in the order in which their repairs are made: of two that wrap the same function, the later
 # one is called first. Refusals come before anything is done.
-TOPICS = ("libraries", "precision", "distributed", "data", "checkpoint_files", "behaviour", "refusals")
+TOPICS = ("libraries", "precision", "distributed", "data", "checkpoint_files", "resuming", "behaviour", "refusals")
 
 
 class Patches:
