@@ -15,6 +15,7 @@ from typing import BinaryIO
 from rt_plugin.errors import UserError
 
 COMPRESSED = (".gz", ".xz", ".zst")
+LONGEST_LINE = 8 << 20  # bytes; a worker of prepare-corpus needs some 50 times as much for a line
 _BROKEN_ARCHIVE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 
@@ -64,12 +65,13 @@ def read_lines(path: str | os.PathLike) -> Iterator[str]:
     Only "\n" (or "\r\n") ends a line: U+2028, U+0085 and the like are white space inside a line.
 
     Raises:
-        UserError: see `open_text`; or the file is without any text, or not UTF-8 (names line and byte).
+        UserError: see `open_text`; or the file is without any text, or not UTF-8 (names line and byte), or a line is
+            longer than `LONGEST_LINE`.
     """
     path = Path(path)
     has_text = False
     with open_text(path) as (file, _):
-        for number, raw in enumerate(file, start=1):
+        for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 2), b""), start=1):  # 2: its end
             line = _decode_line(raw, path, number)
             has_text = has_text or bool(line.strip())
             yield line
@@ -78,6 +80,8 @@ def read_lines(path: str | os.PathLike) -> Iterator[str]:
 
 
 def _decode_line(raw: bytes, path: Path, number: int) -> str:
+    if len(raw) > LONGEST_LINE and len(raw.removesuffix(b"\n").removesuffix(b"\r")) > LONGEST_LINE:
+        raise _too_long(path, number)
     try:
         # a byte-order mark at the start of the file belongs to the encoding, not to the text
         line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -87,6 +91,13 @@ def _decode_line(raw: bytes, path: Path, number: int) -> str:
             "convert the file, for example with iconv -t UTF-8"
         ) from None
     return line.removesuffix("\n").removesuffix("\r")
+
+
+def _too_long(path: Path, number: int) -> UserError:
+    return UserError(
+        f"{path}, line {number}: longer than {LONGEST_LINE >> 20} MiB; expected text, one sentence or paragraph a "
+        "line: break it into lines"
+    )
 
 
 @dataclass(frozen=True)
@@ -113,11 +124,15 @@ class Chunk:
         """The lines without their ends.
 
         Raises:
-            UserError: a line is not UTF-8.
+            UserError: a line is not UTF-8, or longer than `LONGEST_LINE`.
         """
         raw_lines = self.data.split(b"\n")
         if not raw_lines[-1]:  # what follows the last line's end is no line
             raw_lines.pop()
+        if len(self.data) > LONGEST_LINE:
+            for i, raw in enumerate(raw_lines):
+                if len(raw.removesuffix(b"\r")) > LONGEST_LINE:
+                    raise _too_long(self.path, self.first_line + i)
         try:
             text = self.data.decode("utf-8-sig" if self.first_line == 1 else "utf-8")
         except UnicodeDecodeError:
@@ -135,13 +150,16 @@ def read_chunks(path: str | os.PathLike, size: int, document_per_line: bool) -> 
         document_per_line: each line is a document; else blank lines separate documents.
 
     Raises:
-        UserError: see `open_text`.
+        UserError: see `open_text`; or a line is longer than `LONGEST_LINE` (where it is in one chunk with its end,
+            `Chunk.lines` says so).
     """
     path = Path(path)
     first_line, rest = 1, b""
     with open_text(path) as (file, raw):
         while block := file.read(size):
             rest += block
+            if len(rest) - (rest.rfind(b"\n") + 1) > LONGEST_LINE + 1:  # 1: of its end
+                raise _too_long(path, first_line + rest.count(b"\n"))
             end, ends_document = _last_boundary(rest, document_per_line, must_cut=len(rest) >= 2 * size)
             if end:
                 yield Chunk(path, rest[:end], first_line, ends_document, False, raw.tell())

@@ -1,6 +1,7 @@
-"""Compressed text: all frames of a .zst file, in bounded memory, and one line for a file that is broken."""
+"""Text files: compressed ones with all frames, in bounded memory; one line for a file that is broken or no text."""
 
 import contextlib
+import gzip
 import importlib
 import sys
 import tracemalloc
@@ -8,7 +9,8 @@ import tracemalloc
 import pytest
 
 from rt_plugin.errors import UserError
-from rt_plugin.text.raw import open_text, read_lines
+from rt_plugin.text import raw
+from rt_plugin.text.raw import open_text, read_chunks, read_lines
 
 
 @pytest.fixture
@@ -55,3 +57,34 @@ def test_the_missing_package_is_named(tmp_path, monkeypatch):
     (tmp_path / "text.zst").write_bytes(b"")
     with pytest.raises(UserError, match=r"text\.zst: reading \.zst needs .* pip install backports\.zstd$"):
         list(read_lines(tmp_path / "text.zst"))
+
+
+def test_a_line_without_end_is_refused(tmp_path):
+    """A file without line ends, say, or a picture: in lines, in chunks, and before it fills the memory."""
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"one\ntwo\n" + b"x" * (raw.LONGEST_LINE + 1) + b"\nfour\n" + b"y" * 99)
+    message = rf"text\.txt, line 3: longer than {raw.LONGEST_LINE >> 20} MiB; .* break it into lines"
+    with pytest.raises(UserError, match=message):
+        list(read_lines(path))
+    for size in (1 << 16, 1 << 30):  # of a chunk: below the line, and all of the file
+        for document_per_line in (True, False):
+            with pytest.raises(UserError, match=message):
+                for chunk in read_chunks(path, size, document_per_line):
+                    chunk.lines()
+    path.write_bytes(b"one\n" + b"x" * raw.LONGEST_LINE + b"\nthree\n")
+    assert [len(line) for line in read_lines(path)] == [3, raw.LONGEST_LINE, 5]
+    chunks = list(read_chunks(path, 1 << 16, True))
+    assert [len(line) for chunk in chunks for line in chunk.lines()] == [3, raw.LONGEST_LINE, 5]
+
+
+def test_a_line_without_end_takes_little_memory(tmp_path):
+    path = tmp_path / "text.gz"
+    path.write_bytes(gzip.compress(bytes(1 << 27)))
+    tracemalloc.start()
+    try:
+        for read in (read_lines, lambda path: read_chunks(path, 1 << 16, True)):
+            with pytest.raises(UserError, match="line 1: longer than"):
+                list(read(path))
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
