@@ -6,6 +6,7 @@ Example: rt-plugin train-tokenizer examples/quickstart/train.txt --folder runs/t
 import argparse
 import io
 import os
+import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def train_sentencepiece(
         normalization, language: see `TextNormalizer`.
         model_type: "unigram" (default) or "bpe".
         max_sentences: train on a random sample of this many lines, default 5,000,000; 0 for all (memory grows).
-        seed: of that sample, default 1.
+        seed: of that sample, default 1. The same lines in other files give the same sample.
         threads: default 4; the result may depend on it, so it does not follow the machine.
 
     Returns:
@@ -53,6 +54,8 @@ def train_sentencepiece(
     Raises:
         UserError: an input is missing, empty or not UTF-8, or the vocabulary does not fit the text.
     """
+    if max_sentences < 0:
+        raise UserError(f"--max-sentences {max_sentences}: expected a whole number, at least 0 (0 for all)")
     if model_type not in MODEL_TYPES:
         raise UserError(f"sentencepiece model type is {model_type!r}, expected one of {', '.join(MODEL_TYPES)}")
     import sentencepiece
@@ -60,15 +63,12 @@ def train_sentencepiece(
     normalizer = TextNormalizer(normalization, language)
     model = io.BytesIO()
     input_errors: list[UserError] = []
-    sentencepiece.set_random_generator_seed(seed)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_normalized_sentences(inputs, normalizer, input_errors),
+            sentence_iterator=_normalized_sentences(inputs, normalizer, max_sentences, seed, input_errors),
             model_writer=model,
             vocab_size=vocab_size,
             model_type=model_type,
-            input_sentence_size=max_sentences,
-            shuffle_input_sentence=True,
             num_threads=threads,
             minloglevel=2,
         )
@@ -78,18 +78,38 @@ def train_sentencepiece(
 
 
 def _normalized_sentences(
-    inputs: Iterable[str | os.PathLike], normalizer: TextNormalizer, errors: list[UserError]
+    inputs: Iterable[str | os.PathLike],
+    normalizer: TextNormalizer,
+    max_sentences: int,
+    seed: int,
+    errors: list[UserError],
 ) -> Iterator[str]:
-    """The non-blank lines of all inputs; a mistake goes into `errors`, too: sentencepiece stops, but hides it."""
+    """A sample of the non-blank lines of all inputs; a mistake goes into `errors`, too: sentencepiece stops, but hides
+    it. sentencepiece's own sample does not follow from the seed that it is given.
+    """
     try:
-        for path in inputs:
-            for line in read_lines(path):
-                sentence = normalizer.normalize(line)
-                if sentence:
-                    yield sentence
+        lines = (line for path in inputs for line in read_lines(path) if line.strip())
+        for line in _sample(lines, max_sentences, seed) if max_sentences else lines:
+            if sentence := normalizer.normalize(line):
+                yield sentence
     except UserError as error:
         errors.append(error)
         raise
+
+
+def _sample(lines: Iterable[str], size: int, seed: int) -> Iterator[str]:
+    """`size` of the lines with equal chances, or all where there are fewer (Vitter's algorithm R): read once, since a
+    pipe cannot be read again.
+    """
+    sample, draw = [], random.Random(seed)
+    for number, line in enumerate(lines):
+        if number < size:
+            sample.append(line)
+        elif (place := draw.randrange(number + 1)) < size:
+            sample[place] = line
+    sample.reverse()
+    while sample:
+        yield sample.pop()  # sentencepiece keeps its own
 
 
 def _why_training_failed(error: Exception, vocab_size: int) -> str:

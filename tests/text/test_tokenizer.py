@@ -1,5 +1,6 @@
 """Tokenising: what goes in comes out, the files belong together, ids are XLM-R's, mistakes are one clear line."""
 
+import random
 import subprocess
 import sys
 
@@ -210,3 +211,43 @@ def test_import_needs_the_standard_library_only():
     )
     folder = read_lines.__globals__["__file__"].rpartition("/")[0].rpartition("/")[0]
     subprocess.run([sys.executable, "-c", code, folder], check=True)
+
+
+def sentences(count: int) -> list[str]:
+    """Each of five words that begin with one of 26 syllables."""
+    draw = random.Random(1)
+    syllables = [c + v for c in "bdfgklmnprstz" for v in "ae"]
+    return [" ".join("".join(draw.choices(syllables, k=3)) for _ in range(5)) for _ in range(count)]
+
+
+def test_a_sample_follows_from_its_seed(tmp_path):
+    """And from the lines, in whichever files; another seed draws others."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n \n".join(sentences(3000)), encoding="utf-8")
+
+    def train(seed, inputs=(text,), **options):
+        folder = tmp_path / "tokenizer"
+        train_sentencepiece(inputs, folder, vocab_size=60, max_sentences=200, seed=seed, **options)
+        return (folder / DICTIONARY_FILE).read_text(encoding="utf-8")
+
+    first = train(1)
+    assert train(1) == first
+    halves = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for half, lines in zip(halves, (sentences(3000)[:1400], sentences(3000)[1400:]), strict=True):
+        half.write_text("\n".join(lines), encoding="utf-8")
+    assert train(1, halves) == first
+    assert len({train(seed) for seed in range(1, 4)}) == 3
+
+
+def test_a_sample_is_of_the_whole_text(tmp_path):
+    """Every part of the text has its share: drawn with equal chances, from the first line to the last."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"{chr(0x4E00 + number)}" for number in range(4000)), encoding="utf-8")
+    shares = [0] * 4
+    for seed in range(3):
+        train_sentencepiece([text], tmp_path, vocab_size=404, max_sentences=400, seed=seed)
+        symbols = (line.split()[0] for line in (tmp_path / DICTIONARY_FILE).read_text().splitlines())
+        for number in (ord(symbol) - 0x4E00 for symbol in symbols if len(symbol) == 1 and symbol >= "\u4e00"):
+            shares[number // 1000] += 1
+    assert 1190 <= sum(shares) <= 1200
+    assert min(shares) > 240 and max(shares) < 360, shares  # 300 each; 6 sigma would be 90
