@@ -1,9 +1,14 @@
 """What keeps processes from outliving those that started them."""
 
+import ctypes
 import multiprocessing
 import os
+import sys
 import threading
 import time
+from collections.abc import Callable
+
+_PR_SET_PDEATHSIG = 1  # of Linux' <sys/prctl.h>
 
 
 def end_with_parent() -> None:
@@ -21,3 +26,21 @@ def _end_after_parent(process: int) -> None:
     while parent is None and os.getppid() == process:
         time.sleep(0.5)
     os._exit(1)
+
+
+def signalled_with_parent(number: int) -> Callable[[], None] | None:
+    """A `preexec_fn` for subprocess: the child gets the signal `number` when this process ends, however it ends.
+
+    For other programs, which cannot call `end_with_parent`. Linux alone knows this; elsewhere None, and the child may
+    outlive a parent that is killed. To be called in the main thread: it is the end of the calling thread that counts.
+    """
+    if sys.platform != "linux":
+        return None
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, int(number))
+        if os.getppid() != parent:  # ended before it could be asked
+            os._exit(1)
+
+    return ask

@@ -30,10 +30,11 @@ from rt_plugin._location import USER_DIR
 from rt_plugin.console import commands
 from rt_plugin.console.files import last_line, replacing
 from rt_plugin.console.locks import handed_on, note_holder
+from rt_plugin.console.processes import signalled_with_parent
 from rt_plugin.console.progress import duration
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import DICTIONARY_FILE
-from rt_plugin.pretrain.log import read_log
+from rt_plugin.pretrain.log import continue_log, read_log
 from rt_plugin.pretrain.recipes import RECIPES, Recipe
 
 MODELS = ("recurrent_roberta", "roberta")
@@ -338,11 +339,14 @@ def dry_run(args: argparse.Namespace, recipe: Recipe, command: list[str]) -> Non
 
 def train(command: list[str], recipe: Recipe, save_dir: Path, node_rank: int, lock: int) -> None:
     """Run the command, which gets the open file `lock`; log and report what it says. The numbers come from node 0."""
-    with (save_dir / "log.jsonl").open("a", encoding="utf-8") as log:
+    record = None
+    with continue_log(save_dir / "log.jsonl", keep_rest=False) as log:
         for record in _records(command, save_dir / f"train{node_rank or ''}.log", lock):
             log.write(json.dumps(record) + "\n")
             log.flush()
             print(progress_line(record, recipe.updates), flush=True)
+    if record is None and node_rank == 0:
+        print(f"{save_dir}: trained before, no update is left to make")
 
 
 def progress_line(record: dict, updates: int) -> str:
@@ -368,7 +372,7 @@ def _records(command: list[str], log: Path, lock: int | None = None) -> Iterator
         UserError: it failed.
     """
     error = None
-    with log.open("a", encoding="utf-8") as file, _started(command, lock) as process:
+    with continue_log(log, keep_rest=True) as file, _started(command, lock) as process:
         for line in process.stdout:
             file.write(line)
             file.flush()
@@ -403,6 +407,7 @@ def _started(command: list[str], lock: int | None) -> Iterator[subprocess.Popen]
         errors="replace",
         env=environment,
         start_new_session=True,
+        preexec_fn=signalled_with_parent(signal.SIGTERM),
         pass_fds=() if lock is None else (lock,),
     )
     if lock is not None:

@@ -7,14 +7,13 @@ Example: rt-plugin plot runs/mini runs/mini-alternate runs/mini-roberta --out ru
 
 import argparse
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from rt_plugin.console import commands, figures
 from rt_plugin.console.tables import plain_table
 from rt_plugin.errors import UserError
-from rt_plugin.pretrain.log import read_log
+from rt_plugin.pretrain.log import read_json_records, read_log
 
 X_AXES = {"update": "updates", "tokens": "million tokens", "hours": "hours"}
 MEASURES = {"loss": "loss, bits per masked token", "perplexity": "perplexity", "accuracy": "accuracy"}
@@ -48,7 +47,7 @@ def read_run(path: Path) -> list[dict]:
     if not log.is_file():
         raise UserError(f"{log}: no such file; give a --save-dir of rt-plugin pretrain, or a log")
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    records = [json.loads(line) for line in lines if line.endswith("}")] if log.suffix == ".jsonl" else read_log(lines)
+    records = read_json_records(lines) if log.suffix == ".jsonl" else read_log(lines)
     latest = {(record["update"], record["split"]): record for record in records if record["split"] != "epoch"}
     if not latest:
         raise UserError(f"{log}: no record of an update in it; fairseq-train writes them with --log-format json")

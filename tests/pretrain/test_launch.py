@@ -1,5 +1,6 @@
 """The launcher: options for the devices there are, several processes like one, resuming, dry run, refusals."""
 
+import contextlib
 import fcntl
 import itertools
 import json
@@ -265,7 +266,8 @@ def test_two_killed_processes_go_on_as_if_undisturbed(trained, data_bin, tmp_pat
         time.sleep(0.01)
     torchrun = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     for process in (launcher.pid, *map(int, torchrun)):
-        os.kill(process, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # torchrun ends with its launcher
+            os.kill(process, signal.SIGKILL)
     assert launcher.wait() == -signal.SIGKILL
     assert not (tmp_path / "checkpoint_1_6.pt").exists(), "training ended before it could be killed"
     assert "update 4/6" in pretrain(*options).stdout
@@ -295,3 +297,60 @@ def test_log_has_what_people_look_at(trained):
     assert all(r["tokens_per_update"] > 200 for r in by_split["train"])
     assert by_split["train"][-1]["loss"] < by_split["train"][0]["loss"]
     assert "torchrun" in (trained / "two" / "command.txt").read_text()
+
+
+def test_a_training_that_was_finished_before_is_told(data_bin, tmp_path, capfd, monkeypatch):
+    program = tmp_path / "fairseq-train"
+    program.write_text("#!/bin/sh\necho nothing to do\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))  # fairseq-train is looked for beside it
+    assert launch.main([str(data_bin), *SMALL, "--save-dir", str(tmp_path / "run")]) == 0
+    assert f"{tmp_path / 'run'}: trained before, no update is left to make\n" in capfd.readouterr().out
+
+
+def test_the_log_goes_on_in_a_new_line_after_a_full_disk(data_bin, tmp_path, capfd, monkeypatch):
+    """What a full disk cut off in the middle of a record goes, so that the next record is a line of its own."""
+    record = '2026-11-21 12:00:00 | INFO | train_inner | {"epoch": 1, "loss": "9.5", "num_updates": "%d"}'
+    program = tmp_path / "bin" / "fairseq-train"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho '{record % 3}'\necho '{record % 4}'\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program.with_name("python")))  # fairseq-train is looked for beside it
+    run = tmp_path / "run"
+    run.mkdir()
+    whole = '{"update": 1, "loss": 9.7, "split": "train"}\n'
+    (run / "log.jsonl").write_text(whole + '{"update": 2, "lo')
+    (run / "train.log").write_text(f"{record % 1}\n{(record % 2)[:70]}")
+    assert launch.main([str(data_bin), *SMALL, "--save-dir", str(run)]) == 0, capfd.readouterr().err
+    assert [json.loads(line)["update"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 3, 4]
+    assert (run / "train.log").read_text().splitlines() == [*(record % 1, (record % 2)[:70], record % 3, record % 4)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process when its parent has ended")
+def test_a_training_ends_with_its_killed_launcher(data_bin, tmp_path):
+    """kill -9 of the launcher alone: nobody would read what the training says, and nobody else could start it."""
+    save_dir, pid = tmp_path / "run", tmp_path / "pid"
+    program = tmp_path / "bin" / "fairseq-train"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho $$ > {pid}.new\nmv {pid}.new {pid}\nexec sleep 120\n")
+    program.chmod(0o755)
+    start = "import sys; from rt_plugin.pretrain import launch; sys.executable = sys.argv.pop(1); launch.main()"
+    arguments = [data_bin, *SMALL, "--save-dir", save_dir, "--cpu"]
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", start, str(program.with_name("python")), *map(str, arguments)], env=ENVIRONMENT
+    )
+    deadline = time.monotonic() + 60
+    while not pid.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    launcher.kill()
+    assert launcher.wait() == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    with (save_dir / ".lock0").open() as lock:
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(0.1)
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+    pytest.fail("the training outlives its launcher, and has the folder")

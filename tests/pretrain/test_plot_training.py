@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from rt_plugin.pretrain.plot import read_run
+
 
 def plot(*arguments):
     command = [sys.executable, "-m", "rt_plugin", "plot", *map(str, arguments)]
@@ -65,3 +67,14 @@ def test_logs_that_cannot_be_read_are_named(content, message, tmp_path):
     result = plot(log)
     assert result.returncode == 1
     assert result.stderr.startswith(f"rt-plugin plot: error: {log}: {message}")
+
+
+def test_a_record_cut_off_in_the_middle_is_passed_over(tmp_path):
+    """A full disk cut it off, and what followed stood in the same line; what follows is a line of its own now."""
+    write_run(tmp_path / "whole", 9.0)
+    write_run(tmp_path / "cut", 9.0)
+    log = tmp_path / "cut" / "log.jsonl"
+    lines = log.read_text().splitlines()
+    for rest in (lines[0][:20] + lines[0], lines[0][:20], "", "[]", "7}", '{"split": "train"}', '{"update": 7}'):
+        log.write_text("\n".join([*lines[:3], rest, *lines[3:]]))
+        assert read_run(tmp_path / "cut") == read_run(tmp_path / "whole"), rest
