@@ -1,10 +1,12 @@
 """The runs of a sweep at work: some at a time, each forked from a process that has imported all that it needs."""
 
+import contextlib
 import json
 import multiprocessing
 import multiprocessing.forkserver
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +28,8 @@ _SECONDS_BETWEEN_LINES = 60.0  # of progress in a log
 _SECONDS_BETWEEN_LOOKS = 5.0  # at what the runs have done
 # besides fairseq and torch, what a run would import later: torch._dynamo for the optimiser, two for the text
 _IMPORTED_BEFORE_FORKING = [train.__module__, "torch._dynamo", "sacremoses", "sentencepiece"]
+
+_NOT_WATCHED = 255  # multiprocessing's exit status of a process whose fork server is gone
 
 
 class _Process(NamedTuple):
@@ -81,7 +85,7 @@ class Sweep:
         """Run what is not finished yet.
 
         Raises:
-            UserError: runs broke off.
+            UserError: runs broke off, or the process that they are forked from was killed.
         """
         self.report(f"{len(self.runs)} runs, {len(self.runs) - len(self._waiting)} of them finished before")
         self._write_csv()
@@ -107,13 +111,20 @@ class Sweep:
             file.write(f"{shlex.join(run.command)}\n".encode())
         gpu = self._free.pop(0)
         process = self._context.Process(target=train, args=(run.command, run.folder, self.threads, gpu))
-        process.start()
+        try:
+            process.start()
+        except (EOFError, OSError):
+            raise _server_was_killed() from None
         self._running[process.sentinel] = _Process(run, process, gpu, time.monotonic())
 
     def _wait(self) -> None:
         for sentinel in wait(list(self._running), timeout=_SECONDS_BETWEEN_LOOKS):
             run, process, gpu, began = self._running.pop(sentinel)
             process.join()
+            if process.exitcode == _NOT_WATCHED:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGTERM)  # it runs on; Process.terminate thinks it has ended
+                raise _server_was_killed()
             self._free.append(gpu)
             self._end(run, process.exitcode, time.monotonic() - began)
         runs = [started.run for started in self._running.values()]
@@ -169,6 +180,13 @@ class Sweep:
         """In rows: a run sees those of its train set once an epoch."""
         running = (started.run for started in self._running.values())
         return sum(run.work_left() for run in (*self._waiting, *running))
+
+
+def _server_was_killed() -> UserError:
+    return UserError(
+        "the process that the runs are forked from was killed (is the memory full?); the same command goes on with "
+        "the runs that are not finished"
+    )
 
 
 def fork_server() -> multiprocessing.context.BaseContext:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -193,6 +194,32 @@ def test_runs_are_forked_from_a_process_without_threads(sweep, tmp_path):
     process.start()
     process.join()
     assert (tmp_path / "threads").read_text() == "1"
+
+
+def write_parent(path: str) -> None:
+    Path(path).write_text(str(os.getppid()))
+
+
+def test_the_process_that_runs_are_forked_from_is_killed(sweep, tmp_path, capsys):
+    """Its runs cannot be watched any more: they end, the sweep says so in one line, and goes on when started again."""
+    process = fork_server().Process(target=write_parent, args=(str(tmp_path / "server"),))
+    process.start()
+    process.join()
+    grid = ("--tasks", "QNLI", "--lr", "1e-3", "--seeds", "1", "2", "--epochs", "1", "--keep", "none", "--threads", "1")
+    first = tmp_path / "out" / "QNLI" / "lr0.001-seed1"
+
+    def kill():
+        wait_for((first / "train.log").exists)
+        os.kill(int((tmp_path / "server").read_text()), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert sweep(tmp_path / "out", *grid) == 1
+    killer.join()
+    assert "the process that the runs are forked from was killed" in error_of(capsys)
+    wait_for(lambda: not is_at_work(first), 20)
+    assert sweep(tmp_path / "out", *grid) == 0
+    assert [row["seed"] for row in read_rows(tmp_path / "out")] == ["1", "2"]
 
 
 class TestOneModelAndOneSetOfOptionsInAFolder:
