@@ -16,6 +16,7 @@ from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
 from rt_plugin import ops, reference
+from rt_plugin.documents import DocumentColumns, Separation, attention_within, positions_within, same_document
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.checkpoint import stored_options
 from rt_plugin.modules import RECURRENCE_TYPES, RecurrentFFN
@@ -43,7 +44,11 @@ class RecurrentEncoderLayer(TransformerEncoderLayerBase):
         return None
 
     def forward(
-        self, x: Tensor, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None
+        self,
+        x: Tensor,
+        encoder_padding_mask: Tensor | None,
+        attn_mask: Tensor | None = None,
+        separation: Separation | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Apply the layer.
 
@@ -51,6 +56,8 @@ class RecurrentEncoderLayer(TransformerEncoderLayerBase):
             x: (L, B, d).
             encoder_padding_mask: (B, L), True at padding, or None where nothing is padded.
             attn_mask: (L, L), nonzero where a query must not see a key, or None.
+            separation: keeps documents that share a sequence apart, or None. With a mask of its own, the other two
+                masks do not count in attention.
 
         Returns:
             (L, B, d); with `return_fc` also the block's output before dropout and residual.
@@ -59,10 +66,15 @@ class RecurrentEncoderLayer(TransformerEncoderLayerBase):
             attn_mask = attn_mask.to(x.dtype).masked_fill(
                 attn_mask.to(torch.bool), -1e8 if x.dtype == torch.float32 else -1e4
             )
+        separation = separation or Separation()
         residual = x
         if self.normalize_before:
             x = self.self_attn_layer_norm(x)
-        x, _ = self.self_attn(x, x, x, key_padding_mask=encoder_padding_mask, need_weights=False, attn_mask=attn_mask)
+        if separation.mask is not None:
+            x = attention_within(self.self_attn, x, separation.mask)
+        else:
+            masks = {"key_padding_mask": encoder_padding_mask, "attn_mask": attn_mask}
+            x, _ = self.self_attn(x, x, x, need_weights=False, **masks)
         x = self.residual_connection(self.dropout_module(x), residual)
         if not self.normalize_before:
             x = self.self_attn_layer_norm(x)
@@ -70,7 +82,10 @@ class RecurrentEncoderLayer(TransformerEncoderLayerBase):
         residual = x
         if self.normalize_before:
             x = self.final_layer_norm(x)
-        block_output = self.recurrence(x, encoder_padding_mask)
+        if separation.columns is not None:
+            block_output = self.recurrence.within_documents(x, encoder_padding_mask, separation.columns)
+        else:
+            block_output = self.recurrence(x, encoder_padding_mask)
         x = self.residual_connection(self.dropout_module(block_output), residual)
         if not self.normalize_before:
             x = self.final_layer_norm(x)
@@ -93,6 +108,67 @@ class RecurrentEncoder(TransformerEncoder):
             layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
         # as in fairseq: a checkpointed layer is always a unit for FSDP, however small
         return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None = None,
+        return_all_hiddens: bool = False,
+        token_embeddings: Tensor | None = None,
+        attention_documents: Tensor | None = None,
+        recurrence_documents: Tensor | None = None,
+    ) -> dict[str, list]:
+        """fairseq's, also for documents that share a sequence (`rt_plugin.documents`).
+
+        Args:
+            src_tokens: (B, L).
+            attention_documents: (B, L); given, a position sees those of its document alone, and positions are counted
+                from the document's start. None (default): a sequence is one document.
+            recurrence_documents: (B, L); given, the recurrence begins anew with each document.
+
+        Returns:
+            As fairseq's, without `fc_results` where documents are given.
+        """
+        if attention_documents is None and recurrence_documents is None:
+            return super().forward(src_tokens, src_lengths, return_all_hiddens, token_embeddings)
+        separation = Separation(
+            None if attention_documents is None else same_document(attention_documents),
+            None if recurrence_documents is None else DocumentColumns(recurrence_documents),
+        )
+        padding = src_tokens.eq(self.padding_idx)
+        x, embedding = self._embed(src_tokens, token_embeddings, attention_documents)
+        x = x.masked_fill(padding.unsqueeze(-1), 0).transpose(0, 1)
+        states = [x]
+        for layer in self.layers:
+            output = layer(x, encoder_padding_mask=padding if padding.any() else None, separation=separation)
+            x = output[0] if self.return_fc else output
+            states.append(x)
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        return {
+            "encoder_out": [x],
+            "encoder_padding_mask": [padding],
+            "encoder_embedding": [embedding],
+            "encoder_states": states if return_all_hiddens else [],
+            "fc_results": [],
+            "src_tokens": [],
+            "src_lengths": [(~padding).sum(dim=1, dtype=torch.int32).unsqueeze(1)],
+        }
+
+    def _embed(self, src_tokens: Tensor, token_embeddings: Tensor | None, documents: Tensor | None):
+        """fairseq's `forward_embedding`, with positions that begin anew with each document."""
+        if documents is None or self.embed_positions is None:
+            return self.forward_embedding(src_tokens, token_embeddings)
+        places = positions_within(documents) + self.padding_idx + 1
+        positions = self.embed_positions.weight[places.masked_fill(documents == 0, self.padding_idx)]
+        if token_embeddings is None:
+            token_embeddings = self.embed_tokens(src_tokens)
+        x = embedding = self.embed_scale * token_embeddings
+        x = embedding + positions
+        if self.layernorm_embedding is not None:
+            x = self.layernorm_embedding(x)
+        x = self.dropout_module(x)
+        return (x if self.quant_noise is None else self.quant_noise(x)), embedding
 
     def build_recurrence(self, args, direction: str) -> RecurrentFFN:
         """One block, from the options of the command line (fairseq's TransformerConfig knows nothing of them)."""
@@ -118,10 +194,26 @@ class RecurrentRobertaEncoder(RobertaEncoder):
         encoder.apply(init_bert_params)
         return encoder
 
+    def forward(
+        self, src_tokens, features_only=False, return_all_hiddens=False, masked_tokens=None, **documents_and_unused
+    ):
+        """fairseq's, but that `attention_documents` and `recurrence_documents` go on to the `RecurrentEncoder`."""
+        x, extra = self.extract_features(src_tokens, return_all_hiddens, **documents_and_unused)
+        return (x if features_only else self.output_layer(x, masked_tokens=masked_tokens)), extra
+
+    def extract_features(self, src_tokens, return_all_hiddens=False, **options):
+        names = ("token_embeddings", "attention_documents", "recurrence_documents")
+        known = {name: options[name] for name in names if name in options}
+        output = self.sentence_encoder(src_tokens, return_all_hiddens=return_all_hiddens, **known)
+        states = output["encoder_states"] if return_all_hiddens else None
+        return output["encoder_out"][0].transpose(0, 1), {"inner_states": states}
+
 
 @register_model("recurrent_roberta")
 class RecurrentRobertaModel(RobertaModel):
     """RoBERTa with SwishRNN blocks: "Simple Recurrence Improves Masked Language Models", arXiv 2205.11588."""
+
+    separates_documents = True  # `forward` takes `attention_documents` and `recurrence_documents`
 
     @classmethod
     def hub_models(cls):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rt_plugin import ops, reference
+from rt_plugin.documents import DocumentColumns
 from rt_plugin.errors import UserError
 
 RECURRENCE_TYPES = ("swish-rnn", "none", "short-conv")
@@ -113,24 +114,36 @@ class RecurrentFFN(nn.Module):
         """
         if not isinstance(x, Tensor):
             raise UserError(f"RecurrentFFN: x is of type {type(x).__name__}, expected a torch.Tensor")
+        return self.out_proj(self.dropout(self._recurrence(self._project(x, padding_mask))))
+
+    @torch.jit.unused
+    def within_documents(self, x: Tensor, padding_mask: Tensor | None, columns: DocumentColumns) -> Tensor:
+        """Apply the block with a recurrence that begins anew with each document; else as `forward`.
+
+        Args:
+            columns: the documents that share the sequences.
+        """
+        return self.out_proj(self.dropout(columns.apply(self._recurrence, self._project(x, padding_mask))))
+
+    def _project(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.t().unsqueeze(-1), 0)
-        x12 = self.in_proj(x)
+        return self.in_proj(x)
+
+    def _recurrence(self, x12: Tensor) -> Tensor:
         if self.recurrence_type != "swish-rnn":
-            h = self._control(x12)
-        else:
-            h = ops.swish_rnn(
-                x12,
-                self.alpha,
-                self.beta,
-                self.c_bias,
-                self.gate_bias,
-                self.step_size,
-                self.gate,
-                self.reverse,
-                self.impl,
-            )
-        return self.out_proj(self.dropout(h))
+            return self._control(x12)
+        return ops.swish_rnn(
+            x12,
+            self.alpha,
+            self.beta,
+            self.c_bias,
+            self.gate_bias,
+            self.step_size,
+            self.gate,
+            self.reverse,
+            self.impl,
+        )
 
     @torch.jit.ignore  # torch.jit.script would compile what this block has no parameters for
     def _control(self, x12: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "_location": (),
     "reference": ("errors",),
     "ops": ("errors", "reference"),
-    "modules": ("errors", "reference", "ops"),
+    "documents": ("errors",),
+    "modules": ("errors", "reference", "ops", "documents"),
     "console": _GROUND,
     "backends": (*_GROUND, "console", "ops"),
     "model_folder": (*_GROUND, "console"),
@@ -29,7 +30,7 @@ MAY_IMPORT = {
     "repairs": _FILES,  # what a training starts from is the model folder's knowledge
     "text": _FILES,
     "hub": _TEXT,
-    "model": ("reference", "ops", "modules", *_FILES, "hub"),
+    "model": ("reference", "ops", "documents", "modules", *_FILES, "hub"),
     "corpus": _TEXT,
     "pretrain": _TEXT,
     "glue": (*_TEXT, "hub"),

@@ -19,6 +19,7 @@ from fairseq.data import (
     data_utils,
 )
 from fairseq.data.shorten_dataset import maybe_shorten_dataset
+from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 
@@ -35,10 +36,25 @@ from .masking import MaskedDataset, Masker, Side
 logger = logging.getLogger(__name__)
 
 
+PACKING_CHOICES = ChoiceEnum(["no", "joined", "separate"])
+
+
 @dataclass
 class RtMaskedLMConfig(MaskedLMConfig):
-    """The options of fairseq's masked_lm task, and where blocks and batches are kept."""
+    """The options of fairseq's masked_lm task, how documents share blocks, and where blocks and batches are kept."""
 
+    pack_documents: PACKING_CHOICES = field(
+        default="no",
+        metadata={
+            "help": "fill every block over the ends of documents, in place of --sample-break-mode; each document "
+            "begins with <s>. joined: the tokens of a block see each other; separate: a token sees those of its "
+            "document alone, and positions are counted from its start (default: no)"
+        },
+    )
+    reset_recurrence: bool = field(
+        default=False,
+        metadata={"help": "with --pack-documents: the recurrence begins anew with every document"},
+    )
     index_folder: str = field(
         default="",
         metadata={
@@ -111,6 +127,22 @@ class MaskedSplit(BaseWrapperDataset):
         return order_by_size(np.asarray(self.blocks.sizes), self._seed)
 
 
+class DocumentNumbers(BaseWrapperDataset):
+    """For each token of a packed block the number of its document, from 1; every document begins with `<s>`.
+
+    Args:
+        blocks: items are (length,) int64 tensors.
+        bos: the id of `<s>`.
+    """
+
+    def __init__(self, blocks, bos: int):
+        super().__init__(blocks)
+        self._bos = bos
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return (self.dataset[index] == self._bos).cumsum(0)
+
+
 @register_task("rt_masked_lm", dataclass=RtMaskedLMConfig)
 class RtMaskedLMTask(MaskedLMTask):
     """Pretraining on text binarised by fairseq-preprocess.
@@ -142,6 +174,34 @@ class RtMaskedLMTask(MaskedLMTask):
                 "give the folder that fairseq-preprocess --only-source wrote"
             )
         return super().load_dict(cfg)
+
+    def build_model(self, cfg, from_checkpoint=False):
+        """fairseq's, if the model can do what the options of packing ask of it.
+
+        Raises:
+            UserError: it cannot.
+        """
+        model = super().build_model(cfg, from_checkpoint)
+        asked = "--pack-documents separate" if self.cfg.pack_documents == "separate" else "--reset-recurrence"
+        if self.cfg.reset_recurrence and not self._packs:
+            raise UserError(
+                "--reset-recurrence needs --pack-documents joined or separate: else a block is one document"
+            )
+        if self._document_inputs() and not getattr(model, "separates_documents", False):
+            raise UserError(f"{asked} needs a recurrent_roberta: {type(model).__name__} cannot tell documents apart")
+        return model
+
+    def _document_inputs(self) -> list[str]:
+        """What the model is given the documents' numbers for."""
+        attention = ["attention_documents"] if self.cfg.pack_documents == "separate" else []
+        return attention + (["recurrence_documents"] if self.cfg.reset_recurrence else [])
+
+    def _regular_dataset(self, src_dataset, target_dataset):
+        dataset = super()._regular_dataset(src_dataset, target_dataset)
+        for name in self._document_inputs():
+            numbers = DocumentNumbers(src_dataset, self.source_dictionary.bos())
+            dataset.defn[f"net_input.{name}"] = RightPadDataset(numbers, pad_idx=0)
+        return dataset
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
         """Load a split with its masks.
@@ -272,6 +332,12 @@ class RtMaskedLMTask(MaskedLMTask):
                 self._index_folder(path.parent),
                 self.source_dictionary.bos(),
                 self.source_dictionary.eos(),
+                mark_documents=self._packs,
+            )
+        elif self._packs:
+            raise UserError(
+                f"--pack-documents {self.cfg.pack_documents}: {path} has to be one file of fairseq-preprocess's "
+                "default format (mmap), and --shorten-method cannot be used with it"
             )
         else:
             blocks = self._blocks_of_sentences(path, combine)
@@ -284,7 +350,12 @@ class RtMaskedLMTask(MaskedLMTask):
         return Path(folders[(epoch - 1) % len(folders)]) / split
 
     def _block_options(self) -> BlockOptions:
-        return BlockOptions(self.cfg.tokens_per_sample - 1, str(self.cfg.sample_break_mode))  # one less for <s>
+        mode = "none" if self._packs else str(self.cfg.sample_break_mode)
+        return BlockOptions(self.cfg.tokens_per_sample - 1, mode)  # one less for <s>
+
+    @property
+    def _packs(self) -> bool:
+        return self.cfg.pack_documents != "no"
 
     def _index_folder(self, data: Path) -> Path:
         """Where blocks and batches of a data folder are kept."""

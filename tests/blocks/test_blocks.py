@@ -8,61 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fairseq.data import Dictionary, TokenBlockDataset
-from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
+from fairseq.data import TokenBlockDataset
 from fairseq.data.iterators import EpochBatchIterator
-from omegaconf import OmegaConf
+from indexed import batch_iterator, make_task, sentence_lengths, write_split
 
 from rt_plugin.blocks import cutting, dataset
 from rt_plugin.blocks.batches import BatchIterator
 from rt_plugin.errors import UserError
-from rt_plugin.tasks.rt_masked_lm import RtMaskedLMConfig, RtMaskedLMTask
 
-WORDS = 50
 BREAK_MODES = ("none", "complete", "complete_doc", "eos")
-
-
-def sentence_lengths(number, seed=0):
-    """Tokens of sentences, `</s>` included: some longer than a block, blank lines between documents, some in a row."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(2, 25, number)
-    lengths[rng.random(number) < 0.05] = 70
-    lengths[rng.random(number) < 0.15] = 1
-    lengths[:2], lengths[-2:] = 1, 1
-    return lengths.astype(np.int32)
-
-
-def write_split(folder, split, lengths, seed=0):
-    folder.mkdir(parents=True, exist_ok=True)
-    dictionary = Dictionary()
-    for i in range(WORDS):
-        dictionary.add_symbol(f"w{i}", n=WORDS - i)
-    dictionary.save(str(folder / "dict.txt"))
-    rng = np.random.default_rng(seed)
-    builder = MMapIndexedDatasetBuilder(str(folder / f"{split}.bin"), dtype=np.uint16)
-    for length in lengths:
-        ids = rng.integers(dictionary.nspecial, dictionary.nspecial + WORDS, length)
-        ids[-1] = dictionary.eos()
-        builder.add_item(torch.from_numpy(ids))
-    builder.finalize(str(folder / f"{split}.idx"))
-    return folder
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_split(tmp_path_factory.mktemp("blocks") / "data", "train", sentence_lengths(700))
-
-
-def make_task(*folders, **options):
-    options = {"tokens_per_sample": 32, "sample_break_mode": "complete_doc", "seed": 3, **options}
-    cfg = OmegaConf.structured(RtMaskedLMConfig(data=":".join(map(str, folders)), **options))
-    return RtMaskedLMTask.setup_task(cfg)
-
-
-def batch_iterator(task, epoch=1, **options):
-    task.load_dataset("train", epoch=epoch, combine=True)
-    options = {"max_tokens": 200, "max_positions": 32, "ignore_invalid_inputs": True, "seed": 3, **options}
-    return task.get_batch_iterator(task.dataset("train"), epoch=epoch, **options)
 
 
 @pytest.fixture
@@ -209,17 +168,23 @@ def shards(tmp_path):
     return [write_split(tmp_path / f"shard{i}", "train", sentence_lengths(300, i), seed=i) for i in range(4)]
 
 
+def files_by_kind(shard):
+    """train.blocks and train.batches -> the file, of those that are complete."""
+    paths = (shard / "blocks").glob("train.*")
+    return {path.stem: path for path in paths if path.suffix != ".tmp"}
+
+
 def test_the_next_shard_is_worked_out_while_this_one_trains(shards):
     task = make_task(*shards)
     iterator = batch_iterator(task, epoch=1, disable_iterator_cache=True)
     deadline = time.monotonic() + 120
-    while len(list((shards[1] / "blocks").glob("train.*"))) < 2 and time.monotonic() < deadline:
+    while not (finished := files_by_kind(shards[1])).keys() >= {"train.blocks", "train.batches"}:
+        assert time.monotonic() < deadline, finished
         time.sleep(0.1)
-    before = {path: path.stat().st_ino for path in (shards[1] / "blocks").iterdir()}
-    assert {path.name.rsplit(".", 1)[0] for path in before} >= {"train.blocks", "train.batches"}
+    before = {path: path.stat().st_ino for path in finished.values()}
     assert not (shards[2] / "blocks").exists()
     iterator = batch_iterator(task, epoch=2, disable_iterator_cache=True)
-    assert {path: path.stat().st_ino for path in (shards[1] / "blocks").iterdir()} == before
+    assert {path: path.stat().st_ino for path in files_by_kind(shards[1]).values()} == before
     assert len(list(iterator.next_epoch_itr())) == len(iterator) > 3
 
 
