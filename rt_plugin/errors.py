@@ -18,7 +18,7 @@ def _runs_fairseq_command() -> bool:
 
 
 def show_user_errors_in_one_line() -> None:
-    """Under a fairseq command, let an uncaught `UserError` end with its one line instead of a traceback.
+    """Under a fairseq command, let an uncaught `UserError`, or Ctrl-C, end with its one line instead of a traceback.
 
     Elsewhere (a notebook, somebody's own program) nothing changes: the error stays an exception.
     """
@@ -28,9 +28,10 @@ def show_user_errors_in_one_line() -> None:
     previous = sys.excepthook
 
     def hook(kind, error, trace):
-        if not isinstance(error, UserError):
+        if not isinstance(error, (UserError, KeyboardInterrupt)):
             return previous(kind, error, trace)
         sys.stdout.flush()
-        print(f"rt_plugin: error: {error}", file=sys.stderr, flush=True)
+        line = f"error: {error}" if isinstance(error, UserError) else "interrupted; the same command resumes"
+        print(f"rt_plugin: {line}", file=sys.stderr, flush=True)
 
     sys.excepthook = hook

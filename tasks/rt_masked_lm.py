@@ -28,6 +28,7 @@ from rt_plugin.blocks.batches import BatchIterator, BatchOptions, load_batches, 
 from rt_plugin.blocks.cutting import split_sentences
 from rt_plugin.blocks.dataset import FOLDER, BlockDataset, BlockOptions, TokenFiles
 from rt_plugin.errors import UserError
+from rt_plugin.model_folder.dictionary import load_dictionary
 from rt_plugin.model_folder.files import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE, copy_files
 from rt_plugin.text.tokenizer import Tokenizer
 
@@ -173,7 +174,9 @@ class RtMaskedLMTask(MaskedLMTask):
                 f"data folder {folder}: found {found}, but no {DICTIONARY_FILE}; "
                 "give the folder that fairseq-preprocess --only-source wrote"
             )
-        return super().load_dict(cfg)
+        dictionary = load_dictionary(folder / DICTIONARY_FILE)
+        logger.info("dictionary: %d symbols", len(dictionary))
+        return dictionary
 
     def build_model(self, cfg, from_checkpoint=False):
         """fairseq's, if the model can do what the options of packing ask of it.
@@ -339,6 +342,8 @@ class RtMaskedLMTask(MaskedLMTask):
                 f"--pack-documents {self.cfg.pack_documents}: {path} has to be one file of fairseq-preprocess's "
                 "default format (mmap), and --shorten-method cannot be used with it"
             )
+            mask_is_added = self.mask_idx == len(self.source_dictionary) - 1  # and is in no data
+            blocks.files.check_ids(len(self.source_dictionary) - mask_is_added)
         else:
             blocks = self._blocks_of_sentences(path, combine)
         logger.info("%s: %d blocks of at most %d tokens", path, len(blocks), self.cfg.tokens_per_sample)

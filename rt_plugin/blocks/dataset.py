@@ -18,6 +18,7 @@ from rt_plugin.errors import UserError
 FOLDER = "blocks"  # within a data folder: what is worked out of it
 _HEADER = struct.Struct("<9sQBQ")  # of an .idx file: magic, version, type, number of sentences
 _CHECKED = 1 << 22  # sentences that are checked together
+_LOOKED_AT = 1 << 24  # tokens: a tenth of a second, however large the split is
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,20 @@ class TokenFiles:
         prefix: path of both without the ending.
 
     Raises:
-        UserError: the .bin is missing or not as long as the .idx says.
+        UserError: the .bin is missing, or the .idx is not as long as it says.
     """
 
     def __init__(self, prefix: Path):
         self.index, self.data = (prefix.with_name(prefix.name + ending) for ending in (".idx", ".bin"))
         with self.index.open("rb") as file:
-            _, _, code, self.sentences = _HEADER.unpack(file.read(_HEADER.size))
+            header = file.read(_HEADER.size)
+        _, _, code, self.sentences = _HEADER.unpack(header) if len(header) == _HEADER.size else (0, 0, 0, 0)
+        expected = _HEADER.size + self.sentences * 12  # 4 bytes for the length of each, 8 for its place
+        if code not in _code_to_dtype or self.index.stat().st_size != expected:
+            raise UserError(
+                f"{self.index} has {self.index.stat().st_size:,} bytes, expected {expected:,} for {self.sentences:,} "
+                "sentences: it is damaged or cut off; binarise the split again"
+            )
         self.dtype = np.dtype(_code_to_dtype[code])
         if not self.data.is_file():
             raise UserError(f"{self.data}: no such file; binarise the split again, or copy the file that is missing")
@@ -91,6 +99,17 @@ class TokenFiles:
             raise UserError(
                 f"{self.data} has {self.data.stat().st_size:,} bytes, {self.index.name} tells of {expected:,}: one of "
                 "them is cut off, or of other data; binarise the split again"
+            )
+
+    def check_ids(self, symbols: int) -> None:
+        """Raise a `UserError` where a token is none of the dictionary's; the first 16 M tokens are looked at."""
+        if not (length := self.data.stat().st_size // self.dtype.itemsize):
+            return
+        tokens = np.memmap(self.data, self.dtype, mode="r", shape=(min(length, _LOOKED_AT),))
+        if (highest := int(tokens.max())) >= symbols:
+            raise UserError(
+                f"{self.data}: found token id {highest}, and the dictionary has {symbols} symbols: cut off, or of "
+                "other data; take the dict.txt that the split was binarised with"
             )
 
     def _mapped(self, dtype, offset: int) -> np.ndarray:

@@ -28,6 +28,7 @@ from rt_plugin._version import __version__
 from rt_plugin.console import commands
 from rt_plugin.console.files import replacing, sha256
 from rt_plugin.console.locks import only_user_of
+from rt_plugin.console.options import check_values
 from rt_plugin.console.tables import plain_table
 from rt_plugin.corpus.encoders import GPT2_FILES, TOKENIZER_FILES, gpt2_dictionary, load_line_encoder
 from rt_plugin.corpus.parts import (
@@ -130,6 +131,7 @@ def prepare(args: argparse.Namespace, report: Callable[[str], None]) -> dict:
     Raises:
         UserError: see the functions called; or the folder holds something else.
     """
+    check_values({"workers": args.workers})
     started = time.monotonic()
     busy = "another `rt-plugin prepare-corpus` works there; wait for it, or stop it"
     with explained_write_errors(args.out), only_user_of(args.out, busy):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rt_plugin._location import USER_DIR
 from rt_plugin.console import commands
+from rt_plugin.console.options import check_values
 from rt_plugin.errors import UserError
 from rt_plugin.glue.prepared import dictionary_files, read_glue_file
 from rt_plugin.glue.results import SCORE, epochs_in_log, read_dev_metrics
@@ -79,6 +80,7 @@ def plan(args: argparse.Namespace) -> list[PlannedRun]:
         UserError: data or checkpoint are missing or do not belong together, or an option cannot stand after `--`.
     """
     commands.refuse_options(args.fairseq_options, _REFUSED)
+    check_values({"lr": list(args.lr), "seeds": list(args.seeds)})
     model = model_options(args.model / args.checkpoint)
     tasks = chosen_tasks(args.data, args.tasks)
     for task in tasks:

@@ -30,6 +30,7 @@ from rt_plugin._location import USER_DIR
 from rt_plugin.console import commands
 from rt_plugin.console.files import last_line, replacing
 from rt_plugin.console.locks import handed_on, note_holder
+from rt_plugin.console.options import check_values
 from rt_plugin.console.processes import signalled_with_parent
 from rt_plugin.console.progress import duration
 from rt_plugin.errors import UserError
@@ -98,8 +99,9 @@ def choose_recipe(args: argparse.Namespace) -> Recipe:
     names = ("updates", "warmup_updates", "batch_tokens", "tokens_per_sample", "learning_rate", "dropout")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     for name, value in given.items():
-        if value <= 0 and name not in ("dropout", "warmup_updates"):
+        if not value > 0 and name not in ("dropout", "warmup_updates"):
             raise UserError(f"--{name.replace('_', '-')} {value}: expected a number above 0")
+    check_values({**given, "seed": args.seed})
     recipe = RECIPES[args.recipe]
     if "updates" in given and "warmup_updates" not in given:
         given["warmup_updates"] = recipe.warmup_updates * given["updates"] // recipe.updates

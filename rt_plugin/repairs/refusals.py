@@ -4,16 +4,21 @@ import functools
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
 import torch
-from fairseq import checkpoint_utils, distributed
+from fairseq import checkpoint_utils, distributed, options
 from fairseq.distributed import utils as distributed_utils
 from fairseq.trainer import Trainer
+from omegaconf import OmegaConf
 
+from rt_plugin.console.options import check_folder, check_values
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.checkpoint import starting_checkpoint
 from rt_plugin.repairs.messages import after_divergence
 from rt_plugin.repairs.registry import Patches, refusal
+
+_TWO_PRECISIONS = "--fp16 and --bf16: a training has one precision; leave one of them out"
 
 
 @refusal(
@@ -53,6 +58,9 @@ def _refuse_useless_launch(cfg) -> None:
     Raises:
         UserError: it is one of the two.
     """
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        if not os.environ.get(name, "0").isdecimal():
+            raise UserError(f"environment variable {name}={os.environ[name]}: expected a whole number; unset {name}")
     processes = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
     if processes > 1 and cfg.distributed_world_size == 1:
         raise UserError(
@@ -65,6 +73,97 @@ def _refuse_useless_launch(cfg) -> None:
             f"--distributed-world-size {cfg.distributed_world_size} without a GPU: fairseq would start no process and "
             "train nothing; use rt-plugin pretrain --processes, or see docs/pretraining.md for the options"
         )
+
+
+@refusal(
+    patches=[
+        "fairseq.options.parse_args_and_arch",
+        "fairseq.distributed.utils.call_main",
+        "fairseq.trainer.Trainer.__init__",
+    ],
+    until="fairseq looks at the values of its options",
+)
+def options_out_of_range(patches: Patches) -> None:
+    """Options that cannot be meant (`--lr nan`, `--dropout 2`, `--encoder-layers 0`, `--tokens-per-sample` above
+    `--max-positions`) train nothing, or something else, or end in a traceback.
+
+    The table of ranges is `rt_plugin.console.options.ALLOWED`. The last place is fairseq-hydra-train's, as above; the
+    first is before fairseq stumbles itself over two precisions, or over the options of another family of models.
+    """
+    parse_args_and_arch = options.parse_args_and_arch
+
+    @functools.wraps(parse_args_and_arch)
+    def parse_options_that_go_together(*args, **kwargs):
+        try:
+            parsed = parse_args_and_arch(*args, **kwargs)
+        except ValueError as error:
+            if "Cannot combine --fp16" not in str(error):  # and --tpu, which --bf16 sets
+                raise
+            raise UserError(_TWO_PRECISIONS) from None
+        one = parsed[0] if isinstance(parsed, tuple) else parsed
+        _refuse_another_family(getattr(one, "task", None), getattr(one, "arch", None))
+        return parsed
+
+    patches.set(options, "parse_args_and_arch", parse_options_that_go_together)
+    call_main, init_trainer = distributed_utils.call_main, Trainer.__init__
+
+    @functools.wraps(call_main)
+    def call_main_with_options_in_range(cfg, main, **kwargs):
+        _refuse_values(cfg)
+        if os.path.basename(main.__code__.co_filename) == "train.py":
+            _refuse_training(cfg)
+        return call_main(cfg, main, **kwargs)
+
+    @functools.wraps(init_trainer)
+    def init_trainer_with_options_in_range(self, cfg, *args, **kwargs):
+        _refuse_values(cfg)
+        init_trainer(self, cfg, *args, **kwargs)
+
+    patches.set(distributed_utils, "call_main", call_main_with_options_in_range)
+    patches.set(Trainer, "__init__", init_trainer_with_options_in_range)
+
+
+def _refuse_values(cfg) -> None:
+    for group in ("common", "dataset", "optimization", "task", "model", "optimizer", "lr_scheduler"):
+        check_values(_group(cfg, group))
+    if cfg.common.fp16 and cfg.common.bf16:
+        raise UserError(_TWO_PRECISIONS)
+    task, model = _group(cfg, "task"), _group(cfg, "model")
+    length, positions = task.get("tokens_per_sample"), model.get("max_positions")
+    if task.get("_name") == "rt_masked_lm" and length and positions and length > positions:
+        raise UserError(
+            f"--tokens-per-sample {length} is more than the {positions} positions of the model: longer blocks would be "
+            f"left out; use --max-positions {length}, or --tokens-per-sample {positions}"
+        )
+
+
+def _refuse_training(cfg) -> None:
+    """What only a training minds."""
+    if cfg.dataset.batch_size is None and cfg.dataset.max_tokens is None:
+        raise UserError("neither --batch-size nor --max-tokens is given; expected one of them, such as --batch-size 32")
+    check_folder("--save-dir", Path(cfg.checkpoint.save_dir))
+
+
+def _refuse_another_family(task: str | None, arch: str | None) -> None:
+    from fairseq.models import ARCH_MODEL_REGISTRY
+    from fairseq.models.roberta import RobertaModel
+
+    model = ARCH_MODEL_REGISTRY.get(arch)
+    if task in ("rt_masked_lm", "rt_glue") and model is not None and not issubclass(model, RobertaModel):
+        raise UserError(
+            f"--arch {arch}: --task {task} cannot train it; expected an encoder such as recurrent_roberta_base or "
+            "roberta_base"
+        )
+
+
+def _group(cfg, name: str) -> dict:
+    """A group of options, of whatever type fairseq has made it; empty where there is none."""
+    group = None if OmegaConf.is_config(cfg) and OmegaConf.is_missing(cfg, name) else getattr(cfg, name, None)
+    if group is None:
+        return {}
+    if OmegaConf.is_config(group):
+        return dict(OmegaConf.to_container(group, resolve=False))
+    return dict(vars(group)) if hasattr(group, "__dict__") else dict(group)
 
 
 @refusal(

@@ -125,3 +125,14 @@ def test_another_recurrence(tmp_path):
             checkpoint_utils.load_checkpoint(cfg, argparse.Namespace(checkpoint_suffix="", task=None, get_model=Model))
 
     assert "load_checkpoint" in str(with_and_without("another_recurrence", load))
+
+
+def test_options_out_of_range(train_here, monkeypatch):
+    """Without the refusal a negative learning rate is trained with; all the others are in test_options.py."""
+    monkeypatch.setattr(FairseqTask, "build_model", lambda *_: pytest.fail("the model is built"))
+
+    def train():
+        with pytest.raises(UserError, match="--lr -1"):
+            train_here("--lr", "-1")
+
+    assert "model is built" in str(with_and_without("options_out_of_range", lambda: as_exception(train)))
