@@ -198,6 +198,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _predict(args: argparse.Namespace) -> None:
     if args.out.is_dir():  # found now, and not after minutes of predictions
         raise UserError(f"{args.out}: is a folder; give the name of the file to write")
+    if "input" in args and args.out.exists() and args.input.exists() and args.out.samefile(args.input):
+        raise UserError(f"{args.out}: is the input itself; give another file to write")
     args.action(args)
 
 

@@ -166,6 +166,19 @@ class TestWhatIsWrittenIsWhatIsScored:
         assert not (tmp_path / "out").exists()
 
 
+def test_input_is_not_overwritten(given_outputs, tmp_path, capsys):
+    """Nor by another name of the same file."""
+    path, link = tmp_path / "SST-2.tsv", tmp_path / "link.tsv"
+    write_tsv(path, [("sentence",), ("Good.",)])
+    link.symlink_to(path)
+    before = path.read_bytes()
+    given_outputs("SST-2", [(0.0, 1.0)])
+    for out in (path, link):
+        assert predict("rows", "model", path, out) == 1
+        assert f"{out}: is the input itself; give another file to write" in capsys.readouterr().err
+    assert path.read_bytes() == before and link.is_symlink()
+
+
 def test_submission_misses_files_of_its_own_benchmark_only(given_outputs, tmp_path, capsys):
     write_tsv(tmp_path / "QNLI" / "test.tsv", [("index", "question", "sentence"), ("0", "Who?", "He.")])
     given_outputs("QNLI", [(1.0, 0.0)])
