@@ -337,13 +337,13 @@ class RtMaskedLMTask(MaskedLMTask):
                 self.source_dictionary.eos(),
                 mark_documents=self._packs,
             )
+            mask_is_added = self.mask_idx == len(self.source_dictionary) - 1  # and is in no data
+            blocks.files.check_ids(len(self.source_dictionary) - mask_is_added)
         elif self._packs:
             raise UserError(
                 f"--pack-documents {self.cfg.pack_documents}: {path} has to be one file of fairseq-preprocess's "
                 "default format (mmap), and --shorten-method cannot be used with it"
             )
-            mask_is_added = self.mask_idx == len(self.source_dictionary) - 1  # and is in no data
-            blocks.files.check_ids(len(self.source_dictionary) - mask_is_added)
         else:
             blocks = self._blocks_of_sentences(path, combine)
         logger.info("%s: %d blocks of at most %d tokens", path, len(blocks), self.cfg.tokens_per_sample)
