@@ -73,7 +73,7 @@ def clock_of_all_attempts(patches: Patches) -> None:
         clock = metrics.get_meter("default", "wall")
         if extra_state is not None and clock is not None and not reset_meters:
             clock.start()
-            clock.start_time -= extra_state.get("previous_training_time", 0)
+            clock.start_time -= float(extra_state.get("previous_training_time", 0))  # a tensor from several processes
         return extra_state
 
     patches.set(Trainer, "load_checkpoint", load_checkpoint_and_clock)

@@ -49,7 +49,7 @@ def test_clock_of_all_attempts(train_here, caplog):
         path = folder / "checkpoint_last.pt"
         state = torch.load(path, weights_only=True)
         assert (state["extra_state"]["train_iterator"]["iterations_in_epoch"] == 0) == (folder == at_end)
-        state["extra_state"]["previous_training_time"] = 7200.0
+        state["extra_state"]["previous_training_time"] = torch.tensor(7200.0)  # several processes save it so
         torch.save(state, path)
     updates = state["last_optimizer_state"] and state["optimizer_history"][-1]["num_updates"]
     logged(caplog)
