@@ -1,37 +1,67 @@
 """Files and folders that appear whole or not at all, checksums of files, and what a log ends with."""
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from rt_plugin.errors import UserError
 
+# O_EXCL: a name that is there already, a link to somewhere else too, is never written to
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_SECONDS = 60
+
 
 @contextlib.contextmanager
 def replacing(target: str | os.PathLike) -> Iterator[BinaryIO]:
     """A file that takes the target's place when the block ends well; until then, and on failure, the target stays.
 
-    What a killed process leaves, `<target>.tmp`, is overwritten by the next attempt.
+    Until then its name is `temporary_name(target)`. What killed processes left is removed by the next attempt.
 
     Raises:
         OSError: the file cannot be written.
     """
     target = Path(target)
-    partial = target.with_name(f"{target.name}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left_over(target)
+    partial = temporary_name(target)
     try:
-        with partial.open("wb") as file:
+        with os.fdopen(os.open(partial, _NEW_FILE, 0o666), "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # says that its process lives
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, target)
+            os.replace(partial, target)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def temporary_name(target: str | os.PathLike) -> Path:
+    """A name beside the target that nobody can guess, and that says what it was: `.<target>.<16 digits>.tmp`."""
+    target = Path(target)
+    return target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+
+
+def _remove_left_over(target: Path) -> None:
+    """Remove the temporary files of processes that were killed: nobody holds them any more."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 16}.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.lstat().st_mtime < _NEW_SECONDS:
+                continue  # just made, and perhaps not held yet
+            held = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(held)
 
 
 @contextlib.contextmanager

@@ -5,10 +5,12 @@ is removed while another process waits for it would be locked twice.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import filelock
 
@@ -66,7 +68,7 @@ def handed_on(folder: Path, name: str, refusal: str) -> Iterator[int]:
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / name).open("a+") as lock:
+    with _opened(folder / name) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -74,6 +76,17 @@ def handed_on(folder: Path, name: str, refusal: str) -> Iterator[int]:
             raise UserError(f"{folder}: {refusal.format(process=lock.read().strip() or 'not known')}") from None
         lock.truncate(0)  # of the holder before, and not earlier: until now it may have been another's
         yield lock.fileno()
+
+
+def _opened(file: Path) -> TextIO:
+    """A lock file, made if needed; never what a link points to, and not emptied."""
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UserError(f"{file}: is a symbolic link, expected a file of this command's own; remove it") from None
+    return os.fdopen(descriptor, "a+")
 
 
 def note_holder(lock: int, process: int) -> None:
