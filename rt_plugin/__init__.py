@@ -14,8 +14,9 @@ from pathlib import Path
 from ._after_import import AfterImport
 from ._version import __version__
 from .errors import UserError, show_user_errors_in_one_line
+from .trust import allow
 
-__all__ = ["UserError", "__version__"]
+__all__ = ["UserError", "__version__", "allow"]
 
 
 class _CheckoutFinder:

@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = "rt_plugin"
 FOLDERS = {PACKAGE: Path(PACKAGE), f"{PACKAGE}.tasks": Path("tasks"), f"{PACKAGE}.criterions": Path("criterions")}
 
-_GROUND = ("errors", "_after_import", "_version", "_location")  # need nothing
+_GROUND = ("errors", "_after_import", "_version", "_location", "trust")  # need nothing
 _FILES = (*_GROUND, "console", "model_folder")
 _TEXT = (*_FILES, "text")
 # room, or file at the top of the package -> what else of the package it may import
@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "_after_import": (),
     "_version": (),
     "_location": (),
+    "trust": (),
     "reference": ("errors",),
     "ops": ("errors", "reference"),
     "documents": ("errors",),

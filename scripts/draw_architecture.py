@@ -22,7 +22,7 @@ PLACES = {
     **{"documents": (3, 3), "model": (0, 4), "glue": (1, 4), "evaluation": (2, 4), "blocks": (3, 4)},
     **{"tasks": (1, 5), "criterions": (2, 5), "replicate": (3, 5)},
 }
-GROUND = ("console", "errors", "_after_import", "_location", "_version")  # serve everybody
+GROUND = ("console", "errors", "trust", "_after_import", "_location", "_version")  # serve everybody
 WIDTH, HEIGHT, GAP, MARGIN, BAND = 240, 152, 30, 20, 46
 COLUMNS = 1 + max(column for column, _ in PLACES.values())
 ROWS = max(row for _, row in PLACES.values())

@@ -6,15 +6,14 @@ Every checkpoint that this package reads by itself comes through `read_checkpoin
 import argparse
 import itertools
 import os
-import zipfile
 from pathlib import Path
 
-import torch
 from fairseq.data import Dictionary
 from fairseq.file_io import PathManager
 from fairseq.models import ARCH_CONFIG_REGISTRY
 
 from rt_plugin.errors import UserError
+from rt_plugin.model_folder import configuration, container
 from rt_plugin.model_folder.dictionary import load_dictionary
 from rt_plugin.model_folder.files import DICTIONARY_FILE, LAST_CHECKPOINT
 
@@ -25,28 +24,37 @@ _STRUCTURE = (
     *("activation_fn", "pooler_activation_fn", "encoder_normalize_before", "untie_weights_roberta"),
     *("recurrence_dim", "recurrence_step_size", "recurrence_gate", "recurrence_direction", "recurrence_type"),
 )
+# What weights of the same sizes compute something else with. A fine-tuning has a head of its own, with a pooler.
+_SIZES = ("encoder_layers", "encoder_embed_dim")
+_FUNCTION = (
+    *("encoder_attention_heads", "activation_fn", "encoder_normalize_before", "layernorm_embedding"),
+    *("no_scale_embedding", "encoder_learned_pos", "no_token_positional_embeddings"),
+)
 _CRASH_FILE = "crash.pt"  # what fairseq leaves of a training that diverged: nothing to go on from
 
 
-def read_checkpoint(path: str | os.PathLike) -> dict:
+def read_checkpoint(path: str | os.PathLike, mapped: bool = True) -> dict:
     """A fairseq checkpoint: "model" (name -> weight, on the CPU), "cfg", "extra_state" and what else was saved.
 
-    The file is mapped: weights that nobody looks at are not read. Only plain data are unpickled (`weights_only`), so a
-    checkpoint of somebody else's cannot run code.
+    Only plain data are unpickled (`weights_only`), and the configuration is rebuilt from options that are known
+    (`configuration.rebuilt`), so a checkpoint of somebody else's cannot run code.
+
+    Args:
+        mapped: map the file, so that weights that nobody looks at are not kept in memory; else all are read, and
+            must be finite.
 
     Raises:
-        UserError: the file is missing, cannot be read, or is no checkpoint of fairseq.
+        UserError: the file is missing, damaged, or is no checkpoint of fairseq; or its configuration names what is not
+            let in.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give the model folder, or another file with --checkpoint")
-    try:
-        mapped = zipfile.is_zipfile(path)  # torch's format of before 1.6 cannot be
-        checkpoint = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
-        checkpoint["model"].keys()
-    except Exception as error:  # whatever a file that is no checkpoint makes of torch.load
-        raise UserError(f"{path}: not a fairseq checkpoint ({type(error).__name__})") from None
-    return checkpoint
+    checkpoint = container.load(path, mapped)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
+        raise UserError(f'{path}: not a fairseq checkpoint (it holds no weights named "model")')
+    container.check_weights(checkpoint["model"], path, finite=not mapped)
+    return {**checkpoint, "args": None, "cfg": configuration.rebuilt(checkpoint, path)}
 
 
 def checkpoint_names(folder: str | os.PathLike) -> list[str]:
@@ -103,10 +111,10 @@ def stored_options(checkpoint: Path) -> dict:
     Raises:
         UserError: the file is missing, cannot be read, or stores none.
     """
-    configuration = read_checkpoint(checkpoint).get("cfg") or {}  # an old fairseq stored "args" alone
-    if "model" not in configuration:
+    groups = read_checkpoint(checkpoint)["cfg"] or {}
+    if "model" not in groups:
         raise UserError(f"{checkpoint}: holds no options of its model; expected a checkpoint saved by fairseq 0.12")
-    stored = configuration["model"]
+    stored = groups["model"]
     return vars(stored) if isinstance(stored, argparse.Namespace) else dict(stored)
 
 
@@ -135,6 +143,42 @@ def model_options(checkpoint: Path) -> list[str]:
         option = "--" + name.replace("_", "-")
         options += [option] if value is True else [option, str(value)]
     return options
+
+
+def refuse_another_function(path: str | os.PathLike, options: argparse.Namespace) -> None:
+    """Refuse to go on from a checkpoint whose weights fit a model, but compute something else in it.
+
+    Weights of other sizes do not fit: loading them says so.
+
+    Args:
+        options: of the model that is to be trained.
+
+    Raises:
+        UserError: an option that decides what the weights compute differs; the line names it.
+    """
+    try:
+        there = argparse.Namespace(**stored_options(Path(path)))
+    except UserError:
+        return  # loading it will say more
+    architecture = getattr(there, "arch", None) or getattr(there, "_name", None)
+    if architecture in ARCH_CONFIG_REGISTRY:
+        ARCH_CONFIG_REGISTRY[architecture](there)
+    if any(getattr(there, name, None) != getattr(options, name, None) for name in _SIZES):
+        return
+    differing = [
+        name
+        for name in _FUNCTION
+        if hasattr(there, name) and hasattr(options, name) and getattr(there, name) != getattr(options, name)
+    ]
+    if differing:
+        then = " ".join(_as_option(name, getattr(there, name)) for name in differing)
+        now = " ".join(_as_option(name, getattr(options, name)) for name in differing)
+        raise UserError(f"{path} was trained with {then}, this run has {now}; give {then}")
+
+
+def _as_option(name: str, value) -> str:
+    option = "--" + name.replace("_", "-")
+    return {True: option, False: f"no {option}"}[value] if isinstance(value, bool) else f"{option} {value}"
 
 
 def checkpoint_positions(path: str | os.PathLike, pad: int) -> int | None:

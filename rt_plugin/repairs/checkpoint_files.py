@@ -3,18 +3,19 @@
 import functools
 import logging
 import os
-import pickle
 import shutil
 import time
 from pathlib import Path
 
 import torch
 from fairseq import checkpoint_utils
+from fairseq.dataclass.utils import overwrite_args_by_name
 from fairseq.file_io import PathManager
+from omegaconf import OmegaConf
 
-from rt_plugin.console.files import replacing
+from rt_plugin.console.files import replacing, temporary_name
 from rt_plugin.errors import UserError
-from rt_plugin.model_folder.checkpoint import checkpoint_names
+from rt_plugin.model_folder.checkpoint import checkpoint_names, read_checkpoint
 from rt_plugin.repairs.messages import first_line
 from rt_plugin.repairs.registry import Patches, repair
 
@@ -23,29 +24,32 @@ logger = logging.getLogger(__name__)
 
 @repair(
     patches=["fairseq.checkpoint_utils.load_checkpoint_to_cpu"],
-    until="never: fairseq would have to know who reads its errors",
+    until="never: fairseq trusts every checkpoint",
 )
-def unreadable_checkpoint(patches: Patches) -> None:
-    """A checkpoint that is cut off, or is none, ends in a torch traceback; the line names the file and those beside
-    it.
+def checked_checkpoints(patches: Patches) -> None:
+    """A checkpoint runs the code that its configuration names, one that is cut off or is none ends in a torch
+    traceback, and one that is damaged loads. All that fairseq loads comes through this package's own reading; the line
+    names the file and those beside it.
     """
     load_to_cpu = checkpoint_utils.load_checkpoint_to_cpu
 
     @functools.wraps(load_to_cpu)
-    def load_readable_checkpoint(path, *args, **kwargs):
+    def load_checked_checkpoint(path, arg_overrides=None, load_on_all_ranks=False):
         try:
-            return load_to_cpu(path, *args, **kwargs)
-        except FileNotFoundError:
-            raise
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            state = read_checkpoint(path, mapped=False)
+        except UserError as error:
             others = [name for name in checkpoint_names(Path(path).parent) if name != Path(path).name]
-            raise UserError(
-                f"checkpoint {path} cannot be read ({os.path.getsize(path):,} bytes; {first_line(error)}): "
-                f"it is cut off, or not a checkpoint; use another (in the same folder: {', '.join(others) or 'none'}), "
-                f"for example with `ln -f ANOTHER {Path(path).name}` there"
-            ) from error
+            beside = f" (in the same folder: {', '.join(others)})" if others and Path(path).is_file() else ""
+            raise UserError(f"{error}{beside}") from None
+        if state["cfg"] is not None:
+            if state["cfg"].get("task"):
+                state["cfg"]["task"].setdefault("data", str(Path(path).resolve().parent))
+            state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
+            overwrite_args_by_name(state["cfg"], arg_overrides or {})
+        upgrade = checkpoint_utils._upgrade_state_dict
+        return upgrade(state)
 
-    patches.set(checkpoint_utils, "load_checkpoint_to_cpu", load_readable_checkpoint)
+    patches.set(checkpoint_utils, "load_checkpoint_to_cpu", load_checked_checkpoint)
 
 
 @repair(
@@ -86,8 +90,7 @@ def atomic_checkpoint_copies(patches: Patches) -> None:
     """
 
     def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
-        temporary = dst_path + ".tmp"
-        Path(temporary).unlink(missing_ok=True)
+        temporary = temporary_name(dst_path)
         try:
             try:
                 os.link(src_path, temporary)
@@ -97,7 +100,7 @@ def atomic_checkpoint_copies(patches: Patches) -> None:
         except OSError as error:
             raise _cannot_write(dst_path, error) from error
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         return True
 
     patches.set(PathManager, "copy", staticmethod(copy))

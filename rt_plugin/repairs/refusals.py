@@ -7,14 +7,15 @@ import sys
 from pathlib import Path
 
 import torch
-from fairseq import checkpoint_utils, distributed, options
+from fairseq import checkpoint_utils, distributed, file_utils, options
 from fairseq.distributed import utils as distributed_utils
 from fairseq.trainer import Trainer
 from omegaconf import OmegaConf
 
+from rt_plugin import trust
 from rt_plugin.console.options import check_folder, check_values
 from rt_plugin.errors import UserError
-from rt_plugin.model_folder.checkpoint import starting_checkpoint
+from rt_plugin.model_folder.checkpoint import refuse_another_function, starting_checkpoint
 from rt_plugin.repairs.messages import after_divergence
 from rt_plugin.repairs.registry import Patches, refusal
 
@@ -222,10 +223,11 @@ def no_checkpoint_of_broken_weights(patches: Patches) -> None:
     until="never: fairseq knows nothing of recurrences",
 )
 def another_recurrence(patches: Patches) -> None:
-    """A checkpoint that was trained with another `--recurrence-direction`, `-step-size`, `-gate` or `-type` is gone on
-    from, without a word: its weights fit, and compute something else.
+    """A checkpoint that was trained with another `--recurrence-direction`, `-step-size`, `-gate` or `-type`, other
+    `--encoder-attention-heads`, another `--activation-fn` or order of norms is gone on from, without a word: its
+    weights fit, and compute something else.
 
-    Models take part by a method `refuse_another_recurrence(checkpoint)`.
+    Models take part by a method `refuse_another_recurrence(checkpoint)`, and by their options in `args`.
     """
     load_checkpoint = checkpoint_utils.load_checkpoint
 
@@ -237,6 +239,8 @@ def another_recurrence(patches: Patches) -> None:
             start = None  # there is none: nothing to compare
         if start is not None and hasattr(trainer.get_model(), "refuse_another_recurrence"):
             trainer.get_model().refuse_another_recurrence(start)
+        if start is not None and hasattr(trainer.get_model(), "args"):
+            refuse_another_function(start, trainer.get_model().args)
         return load_checkpoint(cfg, trainer, **kwargs)
 
     patches.set(checkpoint_utils, "load_checkpoint", load_checkpoint_of_this_recurrence)
@@ -263,3 +267,27 @@ def _start(cfg) -> str | None:
     return starting_checkpoint(
         cfg.save_dir, cfg.restore_file, cfg.finetune_from_model, getattr(cfg, "continue_once", None)
     )
+
+
+@refusal(
+    patches=["fairseq.file_utils.get_from_cache"],
+    until="never: fairseq downloads what a name or an address says",
+)
+def no_downloads(patches: Patches) -> None:
+    """A tokenizer without files (`bpe="gpt2"`), a model's name or an address is downloaded without a word, and
+    unpacked.
+
+    `rt_plugin.allow("download")` lets it.
+    """
+    get_from_cache = file_utils.get_from_cache
+
+    @functools.wraps(get_from_cache)
+    def get_nothing(url, cache_dir=None):
+        if trust.is_allowed("download"):
+            return get_from_cache(url, cache_dir)
+        raise UserError(
+            f"{url}: is an address, and nothing is downloaded here; give files (for a tokenizer of fairseq's their "
+            f"options, such as gpt2_encoder_json=FILE); {trust.how_to_allow('download')}"
+        )
+
+    patches.set(file_utils, "get_from_cache", get_nothing)

@@ -64,6 +64,8 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
         with pytest.raises(UserError, match=r"other\.pt: not a fairseq checkpoint"):
             read_checkpoint(path)
     torch.save({"model": {}, "args": argparse.Namespace(arch="roberta"), "cfg": None}, path)
+    assert stored_options(path) == {"arch": "roberta"}  # as an old fairseq stored it
+    torch.save({"model": {}, "args": None, "cfg": None}, path)
     with pytest.raises(UserError, match=r"other\.pt: holds no options of its model; expected a checkpoint saved by"):
         stored_options(path)
     assert checkpoint_positions(path, pad=1) is None and checkpoint_positions(tmp_path / "nowhere.pt", pad=1) is None

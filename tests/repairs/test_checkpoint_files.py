@@ -17,7 +17,7 @@ from repair_cases import with_and_without
 from rt_plugin import UserError
 
 
-def test_unreadable_checkpoint(tmp_path):
+def test_checked_checkpoints(tmp_path):
     whole, half = tmp_path / "checkpoint_last.pt", tmp_path / "checkpoint_best.pt"
     torch.save({"model": torch.zeros(5000)}, whole)
     half.write_bytes(whole.read_bytes()[:9000])
@@ -26,7 +26,7 @@ def test_unreadable_checkpoint(tmp_path):
         with pytest.raises(UserError, match=r"checkpoint_best\.pt cannot be read \(9,000 bytes; .*checkpoint_last\.pt"):
             checkpoint_utils.load_checkpoint_to_cpu(str(half))
 
-    assert not isinstance(with_and_without("unreadable_checkpoint", load), UserError)
+    assert not isinstance(with_and_without("checked_checkpoints", load), UserError)
 
 
 def test_atomic_checkpoint_copies(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, file_utils
 from fairseq.dataclass.configs import CheckpointConfig, FairseqConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks import FairseqTask
@@ -12,6 +12,7 @@ from fairseq.trainer import Trainer
 from fairseq_cli import train as train_command
 from omegaconf import OmegaConf
 
+import rt_plugin
 from conftest import TRAINING, run_command, user_error
 from repair_cases import as_exception, with_and_without
 from rt_plugin import UserError
@@ -136,3 +137,30 @@ def test_options_out_of_range(train_here, monkeypatch):
             train_here("--lr", "-1")
 
     assert "model is built" in str(with_and_without("options_out_of_range", lambda: as_exception(train)))
+
+
+@pytest.mark.parametrize("format_of_today", [True, False])
+def test_another_function_of_weights_that_fit(format_of_today, train_here, pretrained, tmp_path):
+    """Resuming with other heads, or another activation, was accepted."""
+    start = tmp_path / "start.pt"
+    state = torch.load(pretrained / "checkpoint_last.pt", weights_only=True)
+    torch.save(state, start, _use_new_zipfile_serialization=format_of_today)
+    for options, line in (
+        (("--encoder-attention-heads", "4"), "--encoder-attention-heads 2, this run has --encoder-attention-heads 4"),
+        (("--activation-fn", "relu"), "--activation-fn gelu, this run has --activation-fn relu"),
+        (("--encoder-normalize-before",), "no --encoder-normalize-before, this run has --encoder-normalize-before"),
+        (("--recurrence-step-size", "2"), "--recurrence-step-size 1, this run has --recurrence-step-size 2"),
+    ):
+        with pytest.raises(UserError, match=rf"start\.pt was trained with {line}"):
+            train_here("--restore-file", start, *options)
+
+
+def test_no_downloads():
+    def ask():
+        with pytest.raises(UserError, match="nothing is downloaded"):
+            file_utils.cached_path("s3://example.org/model.tar.gz")
+
+    assert not isinstance(with_and_without("no_downloads", ask), UserError)
+    with rt_plugin.allow("download"), pytest.raises(Exception) as caught:
+        file_utils.cached_path("s3://example.org/model.tar.gz")
+    assert not isinstance(caught.value, UserError)

@@ -1,0 +1,118 @@
+"""Checkpoints that are damaged, cut off, none at all, or too large for what they hold: refused by name, in seconds."""
+
+import copy
+import random
+import time
+import zipfile
+
+import pytest
+import torch
+from fairseq import checkpoint_utils
+
+from conftest import REPOSITORY
+from rt_plugin.errors import UserError
+from rt_plugin.model_folder import container
+from rt_plugin.model_folder.checkpoint import read_checkpoint
+
+CHECKPOINT = REPOSITORY / "examples" / "checkpoints" / "recurrent_roberta_mini" / "checkpoint_best.pt"
+
+
+@pytest.fixture(scope="module")
+def honest():
+    return torch.load(CHECKPOINT, weights_only=True)
+
+
+def readings(path):
+    """Both doors: this package's own, and fairseq's."""
+    yield lambda: read_checkpoint(path)
+    yield lambda: checkpoint_utils.load_checkpoint_to_cpu(str(path))
+
+
+@pytest.mark.parametrize("flips", [20, pytest.param(1000, marks=pytest.mark.slow)])
+def test_bit_flips_are_found(flips, tmp_path):
+    """Each loads the same weights as before (it fell between the records), or not at all."""
+    content = CHECKPOINT.read_bytes()
+    weights = torch.load(CHECKPOINT, weights_only=True)["model"]
+    rng = random.Random(flips)
+    refused = 0
+    for number in range(flips):
+        damaged = bytearray(content)
+        damaged[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path = tmp_path / f"{number}.pt"
+        path.write_bytes(damaged)
+        try:
+            loaded = read_checkpoint(path)["model"]
+        except UserError:
+            refused += 1
+        else:
+            assert loaded.keys() == weights.keys()
+            assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+        path.unlink()
+    assert refused > flips * 0.9
+
+
+def test_damage_is_named(tmp_path):
+    damaged = bytearray(CHECKPOINT.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path = tmp_path / "checkpoint_best.pt"
+    path.write_bytes(damaged)
+    for read in readings(path):
+        with pytest.raises(UserError, match=r"checkpoint_best\.pt is damaged: 1 of its \d+ records .*archive|data/"):
+            read()
+
+
+def test_the_first_process_of_a_machine_checks_for_all(tmp_path, monkeypatch):
+    damaged = bytearray(CHECKPOINT.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path = tmp_path / "checkpoint_best.pt"
+    path.write_bytes(damaged)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    read_checkpoint(path)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(UserError, match="damaged"):
+        read_checkpoint(path)
+
+
+def test_weights_that_are_not_finite_are_refused(honest, tmp_path):
+    path = tmp_path / "checkpoint_best.pt"
+    for value in (float("nan"), float("inf"), float("-inf")):
+        state = {**honest, "model": {**honest["model"]}}
+        name = next(name for name in state["model"] if "layers.0" in name)
+        state["model"][name] = state["model"][name].clone()
+        state["model"][name].view(-1)[3] = value
+        torch.save(state, path)
+        with pytest.raises(UserError, match=rf"checkpoint_best\.pt: 1 weights are not finite \({name}"):
+            checkpoint_utils.load_checkpoint_to_cpu(str(path))
+
+
+def test_a_type_that_is_not_read_is_named(tmp_path):
+    """It was called cut off, with the advice to put another file in its place."""
+    path = tmp_path / "checkpoint_best.pt"
+    for new in (True, False):
+        torch.save({"model": {}, "cfg": container.Path("x")}, path, _use_new_zipfile_serialization=new)
+        for read in readings(path):
+            with pytest.raises(
+                UserError, match=r"checkpoint_best\.pt: not a fairseq checkpoint .*pathlib.*Path"
+            ) as found:
+                read()
+            assert "cut off" not in str(found.value) and "ln -f" not in str(found.value)
+
+
+def test_bombs_are_refused_at_once(honest, tmp_path):
+    path = tmp_path / "checkpoint_best.pt"
+    began = time.monotonic()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("archive/data.pkl", "w") as file:
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+    for read in readings(path):
+        with pytest.raises(
+            UserError, match=r"checkpoint_best\.pt: its records are packed, or larger than it is \(67,108"
+        ):
+            read()
+    state = copy.copy(honest)
+    state["model"] = {**honest["model"], "encoder.x": torch.zeros(1).expand(10**9, 10**3)}
+    torch.save(state, path)
+    for read in readings(path):
+        with pytest.raises(UserError, match=r"its weight encoder\.x is larger"):
+            read()
+    assert time.monotonic() - began < 30
