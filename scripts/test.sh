@@ -11,5 +11,6 @@ ruff format --check .
 if command -v clang-format >/dev/null; then
   git ls-files -z '*.cpp' '*.cu' '*.h' | xargs -0 clang-format --dry-run --Werror
 fi
-# Two processes, a file of tests to each at a time; -n 0 after the script's name runs all in one.
-exec python -m pytest -n 2 --dist loadfile "$@"
+# Two processes, a file of tests to each at a time; -n 0 after the script's name runs all in one. Longer variants of
+# some tests are left out; `-m slow` runs them.
+exec python -m pytest -n 2 --dist loadfile -m "not slow" "$@"
