@@ -531,7 +531,9 @@ def package_alone(tmp_path):
 
 
 def test_report_names_what_is_missing(package_alone):
-    result = _run_package(package_alone, "-m", "rt_plugin", "--require", "cpu", PYTHONPATH=str(package_alone))
+    result = _run_package(
+        package_alone, "-m", "rt_plugin", "backends", "--require", "cpu", PYTHONPATH=str(package_alone)
+    )
     assert result.returncode == 1, result.stderr
     assert re.search(
         r"cpu +plain PyTorch: the compiled op was not built; .*pip install --no-build-isolation", result.stdout
@@ -541,14 +543,16 @@ def test_report_names_what_is_missing(package_alone):
 def test_report_names_what_is_there(cpu, package_alone):
     for library in PACKAGE.glob("_C*.so"):
         shutil.copy(library, package_alone / "rt_plugin")
-    result = _run_package(package_alone, "-m", "rt_plugin", "--require", "cpu", PYTHONPATH=str(package_alone))
+    result = _run_package(
+        package_alone, "-m", "rt_plugin", "backends", "--require", "cpu", PYTHONPATH=str(package_alone)
+    )
     assert result.returncode == 0, result.stderr
     assert re.search(r"cpu +compiled op \(instructions: ", result.stdout)
 
 
 def test_broken_library_is_reported(package_alone):
     (package_alone / "rt_plugin" / "_C.abi3.so").write_bytes(b"no library")
-    result = _run_package(package_alone, "-m", "rt_plugin", PYTHONPATH=str(package_alone))
+    result = _run_package(package_alone, "-m", "rt_plugin", "backends", PYTHONPATH=str(package_alone))
     assert re.search(r"cpu +plain PyTorch: .*_C.abi3.so cannot be loaded", result.stdout), result.stderr
 
 

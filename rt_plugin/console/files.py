@@ -7,7 +7,6 @@ import hashlib
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +15,6 @@ from rt_plugin.errors import UserError
 
 # O_EXCL: a name that is there already, a link to somewhere else too, is never written to
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_NEW_SECONDS = 60
 
 
 @contextlib.contextmanager
@@ -31,10 +29,9 @@ def replacing(target: str | os.PathLike) -> Iterator[BinaryIO]:
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_left_over(target)
-    partial = temporary_name(target)
+    partial, descriptor = _held_file(target)
     try:
-        with os.fdopen(os.open(partial, _NEW_FILE, 0o666), "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # says that its process lives
+        with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -42,6 +39,17 @@ def replacing(target: str | os.PathLike) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _held_file(target: Path) -> tuple[Path, int]:
+    """A new temporary file, and its descriptor, locked: that says that its process lives."""
+    while True:
+        partial = temporary_name(target)
+        descriptor = os.open(partial, _NEW_FILE, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:  # else another process took it for one that was left over, just before
+            return partial, descriptor
+        os.close(descriptor)
 
 
 def temporary_name(target: str | os.PathLike) -> Path:
@@ -54,8 +62,6 @@ def _remove_left_over(target: Path) -> None:
     """Remove the temporary files of processes that were killed: nobody holds them any more."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 16}.tmp"):
         with contextlib.suppress(OSError):
-            if time.time() - path.lstat().st_mtime < _NEW_SECONDS:
-                continue  # just made, and perhaps not held yet
             held = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -127,7 +127,8 @@ def options_out_of_range(patches: Patches) -> None:
 def _refuse_values(cfg) -> None:
     for group in ("common", "dataset", "optimization", "task", "model", "optimizer", "lr_scheduler"):
         check_values(_group(cfg, group))
-    if cfg.common.fp16 and cfg.common.bf16:
+    common = _group(cfg, "common")
+    if common.get("fp16") and common.get("bf16"):
         raise UserError(_TWO_PRECISIONS)
     task, model = _group(cfg, "task"), _group(cfg, "model")
     length, positions = task.get("tokens_per_sample"), model.get("max_positions")

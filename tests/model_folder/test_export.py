@@ -154,7 +154,7 @@ def test_full_disk_is_named(trained, tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
     )
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert f"{tmp_path}: cannot be written (is the disk full?)" in result.stderr.splitlines()[-1]
+    assert f"{tmp_path}: cannot be written (File too large)" in result.stderr.splitlines()[-1]
     assert not list(tmp_path.glob("checkpoint*"))
 
 

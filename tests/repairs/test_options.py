@@ -157,6 +157,7 @@ def test_ctrl_c_is_one_line(data_bin, tmp_path):
     process = subprocess.Popen(
         [Path(sys.executable).parent / words[0], *map(str, words[1:])],
         cwd=REPOSITORY, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background have it ignored
     )  # fmt: skip
     next(line for line in process.stdout if "| train_inner |" in line)
     process.send_signal(signal.SIGINT)
