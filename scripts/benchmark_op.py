@@ -1,15 +1,16 @@
 """Measure the recurrence: plain PyTorch, its compiled forms, our op, a copy of the same bytes, the FFN's GELU.
 
     python scripts/benchmark_op.py [--device cpu|cuda] [--shapes 512x8x2048,512x32x344] [--dtypes float32,bfloat16]
+                                   [--step-sizes 1,2] [--passes forward,backward,forward+backward]
 
 Everything is measured in one run and interleaved: round after round, each candidate once; the median of the rounds
 is told. Buffers are warm: freed memory stays with the process (where the C library is glibc), so that no candidate pays
-for page faults. The copy moves as many bytes as the op must: forward reads x1 and x2 and writes h and c, forward and
-backward together read and write 10 tensors of the width of h; nothing that does so can be faster. The GELU is what a
+for page faults. The copy moves as many bytes as the op must: forward reads x1 and x2 and writes h and c, backward reads
+dh, x1, x2 and c and writes dx1 and dx2; nothing that does so can be faster. The GELU is what a
 Transformer's feed-forward block of the same number of parameters does between its projections (width 1.5 d').
 
 On a GPU where the package `sru` (SRU, Lei et al. 2018) is installed its CUDA kernel is measured, too. That is another
-recurrence, with 6 and 16 tensors to move; half precision is float16 there.
+recurrence, with 6 tensors to move forward and 10 backward; half precision is float16 there.
 
 Writes the table, benchmark_op.csv and benchmark_op.png to --out.
 """
@@ -18,9 +19,11 @@ import argparse
 import csv
 import ctypes
 import datetime
+import itertools
 import logging
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -31,11 +34,11 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rt_plugin import ops, reference
 
-TENSORS_FORWARD, TENSORS_BOTH = 4, 10  # of the width of h, read or written
-SRU_TENSORS_FORWARD, SRU_TENSORS_BOTH = 6, 16  # SRU projects to three tensors and has a fourth for its skip connection
+TENSORS = {"forward": 4, "backward": 6, "forward+backward": 10}  # of the width of h, read or written
+SRU_TENSORS = {"forward": 6, "backward": 10, "forward+backward": 16}  # it projects to three tensors, and has a skip
 COLUMNS = (
-    *("shape", "dtype", "pass", "candidate", "median_ms", "low_ms", "high_ms"),
-    *("times_copy", "gb_per_s", "share_of_copy_bandwidth", "saved_mib", "peak_mib"),
+    *("shape", "step_size", "dtype", "pass", "candidate", "median_ms", "low_ms", "high_ms"),
+    *("times_copy", "gb_per_s", "share_of_copy_bandwidth", "saved_mib", "peak_mib", "machine"),
 )
 
 
@@ -65,10 +68,22 @@ def describe(device: str) -> str:
     op = ops.native_backends()[device] or "compiled"
     if device == "cpu" and op == "compiled":
         op = ops.cpu_capability()
+    counts = f"CUDA {torch.version.cuda}" if device == "cuda" else f"{torch.get_num_threads()} threads"
     return (
-        f"{hardware}, {torch.get_num_threads()} threads, torch {torch.__version__}, op: {op}, "
+        f"{hardware}{driver() if device == 'cuda' else ''}, {counts}, torch {torch.__version__}, op: {op}, "
         f"{datetime.date.today().isoformat()}"
     )
+
+
+def driver() -> str:
+    """ ", driver N" of the GPU, or "" where nvidia-smi does not say."""
+    try:
+        told = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True
+        )
+    except OSError:
+        return ""
+    return f", driver {told.stdout.split()[0]}" if told.returncode == 0 and told.stdout.strip() else ""
 
 
 _HEAD_START = 4_000_000  # clock cycles of the GPU, about 2 ms
@@ -78,11 +93,12 @@ class Stopwatch:
     """Milliseconds of one call: on a GPU between device events, on a CPU wall time or the process's CPU time.
 
     The GPU is kept busy while the CPU queues the call, so that its time is that of the kernels, unless queueing takes
-    longer than them.
+    longer than them; without `head_start` what the CPU does before the first kernel counts, too.
     """
 
-    def __init__(self, device: str, clock: str = "wall"):
+    def __init__(self, device: str, clock: str = "wall", head_start: bool = True):
         self.device = device
+        self.head_start = head_start
         self.now = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
 
     def __call__(self, function) -> float:
@@ -91,7 +107,8 @@ class Stopwatch:
             function()
             return (self.now() - start) * 1e3
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda._sleep(_HEAD_START)
+        if self.head_start:
+            torch.cuda._sleep(_HEAD_START)
         start.record()
         function()
         end.record()
@@ -153,12 +170,12 @@ def scan_variant():
     return swish_rnn
 
 
-def implementations(args, length: int) -> dict:
+def implementations(args, length: int, step_size: int) -> dict:
     """Name: swish_rnn(x12, alpha, beta, c_bias, gate_bias)."""
-    found = {"reference loop": lambda *t: reference.swish_rnn(*t)}
+    found = {"reference loop": lambda *t: reference.swish_rnn(*t, step_size)}
     if not ops.native_backends()[args.device]:
-        found["op"] = lambda *t: ops.swish_rnn(*t, impl="native")
-    if args.compile:
+        found["op"] = lambda *t: ops.swish_rnn(*t, step_size, impl="native")
+    if args.compile and step_size == 1:
         found["torch.compile of a step"] = compiled_step()
         if length <= args.compile_length:
             found["torch.compile of the loop"] = torch.compile(lambda *t: reference.swish_rnn(*t), dynamic=False)
@@ -200,32 +217,46 @@ def sru_recurrence(length: int, batch: int, width: int, dtype: torch.dtype, devi
     return lambda: elementwise_recurrence_gpu(*leaves, start, *options)[0], leaves, torch.randn_like(skip)
 
 
-def candidates(args, length: int, batch: int, width: int, dtype: torch.dtype) -> dict[str, dict]:
-    """{"forward": {name: callable}, "forward+backward": {...}}."""
+def passes_of(function, leaves: list, gradient) -> dict:
+    """{"forward": a callable, "backward": ..., "forward+backward": ...}; the backward alone keeps what it needs."""
+    kept = []
+
+    def backward():
+        if not kept:
+            kept.append(function())
+        return torch.autograd.grad(kept[0], leaves, gradient, retain_graph=True)
+
+    return {
+        "forward": function,  # gradients asked for: the state is saved
+        "backward": backward,
+        "forward+backward": lambda: torch.autograd.grad(function(), leaves, gradient),
+    }
+
+
+def copy_of(count: int, dtype: torch.dtype, device: str):
+    """Copies `count` elements: as many are read as written."""
+    source, target = (torch.ones(count, dtype=dtype, device=device) for _ in range(2))
+    return lambda: target.copy_(source)
+
+
+def candidates(args, length: int, batch: int, width: int, step_size: int, dtype: torch.dtype) -> dict[str, dict]:
+    """{"forward": {name: callable}, "backward": {...}, "forward+backward": {...}}."""
     torch.manual_seed(0)
     x12 = torch.randn(length, batch, 2 * width, device=args.device).to(dtype).requires_grad_()
     parameters = [torch.full((width,), v, device=args.device, requires_grad=True) for v in (1.0, 0.0, 0.0, 0.0)]
     dh = torch.randn(length, batch, width, device=args.device).to(dtype)
     inner = torch.randn(length, batch, width * 3 // 2, device=args.device).to(dtype).requires_grad_()
-    d_inner = torch.randn_like(inner)
-    copies = {
-        n: [torch.ones(length * batch * width * n // 2, dtype=dtype, device=args.device) for _ in range(2)]
-        for n in (TENSORS_FORWARD, TENSORS_BOTH)
-    }
     leaves = [x12, *parameters]
-    forward = {"copy": lambda: copies[TENSORS_FORWARD][0].copy_(copies[TENSORS_FORWARD][1])}
-    both = {"copy": lambda: copies[TENSORS_BOTH][0].copy_(copies[TENSORS_BOTH][1])}
-    forward["FFN's GELU"] = lambda: F.gelu(inner)
-    both["FFN's GELU"] = lambda: torch.autograd.grad(F.gelu(inner), inner, d_inner)
-    for name, function in implementations(args, length).items():
-        forward[name] = lambda f=function: f(*leaves)  # gradients asked for: the state is saved
-        both[name] = lambda f=function: torch.autograd.grad(f(*leaves), leaves, dh)
+    named = {
+        "copy": {name: copy_of(dh.numel() * n // 2, dtype, args.device) for name, n in TENSORS.items()},
+        "FFN's GELU": passes_of(lambda: F.gelu(inner), [inner], torch.randn_like(inner)),
+    }
+    for name, function in implementations(args, length, step_size).items():
+        named[name] = passes_of(lambda f=function: f(*leaves), leaves, dh)
     other = sru_recurrence(length, batch, width, dtype, args.device) if args.device == "cuda" else None
     if other is not None:
-        recurrence, sru_leaves, sru_gradient = other
-        forward["sru's kernel"] = recurrence
-        both["sru's kernel"] = lambda: torch.autograd.grad(recurrence(), sru_leaves, sru_gradient)
-    return {"forward": forward, "forward+backward": both}
+        named["sru's kernel"] = passes_of(*other)
+    return {label: {name: functions[label] for name, functions in named.items()} for label in args.passes.split(",")}
 
 
 def drop_failing(functions: dict, label: str) -> dict:
@@ -240,20 +271,17 @@ def drop_failing(functions: dict, label: str) -> dict:
     return working
 
 
-def measure(args, shape: tuple, dtype_name: str) -> list[dict]:
+def measure(args, shape: tuple, step_size: int, dtype_name: str, machine: str) -> list[dict]:
     length, batch, width = shape
     dtype = getattr(torch, dtype_name)
     rows = []
-    for label, functions in candidates(args, *shape, dtype).items():
+    for label, functions in candidates(args, *shape, step_size, dtype).items():
         functions = drop_failing(functions, label)
         times = interleaved(functions, Stopwatch(args.device, args.clock), args.seconds, args.rounds)
         copy = statistics.median(times["copy"])
         tensor_bytes = length * batch * width * dtype.itemsize
-        tensors = TENSORS_FORWARD if label == "forward" else TENSORS_BOTH
-        moved = {
-            "FFN's GELU": 0,  # it moves other bytes
-            "sru's kernel": SRU_TENSORS_FORWARD if label == "forward" else SRU_TENSORS_BOTH,
-        }
+        tensors = TENSORS[label]
+        moved = {"FFN's GELU": 0, "sru's kernel": SRU_TENSORS[label]}  # the GELU moves other bytes
         for name, samples in times.items():
             median = statistics.median(samples)
             own = moved.get(name, tensors)
@@ -261,6 +289,7 @@ def measure(args, shape: tuple, dtype_name: str) -> list[dict]:
             rows.append(
                 {
                     "shape": "x".join(map(str, shape)),
+                    "step_size": step_size,
                     "dtype": dtype_name,
                     "pass": label,
                     "candidate": name,
@@ -272,12 +301,14 @@ def measure(args, shape: tuple, dtype_name: str) -> list[dict]:
                     "share_of_copy_bandwidth": round(copy / median * own / tensors, 2) if own else "",
                     "saved_mib": saved,
                     "peak_mib": peak,
+                    "machine": machine,
                 }
             )
     return rows
 
 
 def print_table(rows: list[dict], columns=COLUMNS) -> None:
+    columns = [c for c in columns if c != "machine"]  # the same in every row, and long
     widths = [max(len(c), *(len(str(r[c])) for r in rows)) for c in columns]
     for cells in (columns, *([r[c] for c in columns] for r in rows)):
         print("  ".join(str(cell).ljust(w) for cell, w in zip(cells, widths, strict=True)).rstrip())
@@ -308,11 +339,12 @@ def plot(rows: list[dict], file: Path, title: str) -> None:
     pyplot = import_pyplot()
     if pyplot is None:
         return
-    groups = list(dict.fromkeys((r["shape"], r["dtype"], r["pass"]) for r in rows))
+    groups = list(dict.fromkeys((r["shape"], f"k={r['step_size']}", r["dtype"], r["pass"]) for r in rows))
     names = list(dict.fromkeys(r["candidate"] for r in rows))
     figure, axes = pyplot.subplots(figsize=(max(8, 1.6 * len(groups)), 5), layout="constrained")
     for i, name in enumerate(names):
-        values = {(r["shape"], r["dtype"], r["pass"]): r["times_copy"] for r in rows if r["candidate"] == name}
+        own = (r for r in rows if r["candidate"] == name)
+        values = {(r["shape"], f"k={r['step_size']}", r["dtype"], r["pass"]): r["times_copy"] for r in own}
         places = [g + i / (len(names) + 1) for g in range(len(groups))]
         axes.bar(places, [values.get(g, 0) for g in groups], 1 / (len(names) + 1), label=name)
     axes.set_xticks([g + 0.4 for g in range(len(groups))], ["\n".join(g) for g in groups], fontsize=7)
@@ -337,6 +369,9 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--shapes", default="512x8x2048,128x16x2048,512x32x344", help="LxBxd', comma-separated")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="comma-separated")
+    parser.add_argument("--step-sizes", default="1", help="k, comma-separated (default: 1)")
+    passes = ", ".join(TENSORS)
+    parser.add_argument("--passes", default="forward,forward+backward", help=f"of {passes} (default: first and last)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's)")
     add_clock(parser)
     parser.add_argument("--rounds", type=int, default=21, help="at most this many of each (default: 21)")
@@ -344,7 +379,10 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="also torch.compile and scan variants; takes minutes")
     parser.add_argument("--compile-length", type=int, default=128, help="longest L for compiling the loop whole")
     parser.add_argument("--out", type=Path, default=Path("outputs"), help="folder for CSV and chart (default: outputs)")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if unknown := set(args.passes.split(",")) - set(TENSORS):
+        parser.error(f"--passes {','.join(sorted(unknown))}: expected some of {', '.join(TENSORS)}")
+    return args
 
 
 def main() -> None:
@@ -357,12 +395,13 @@ def main() -> None:
         title += ", page faults included"
     print(title)
     rows = []
-    for shape in args.shapes.split(","):
-        for dtype in args.dtypes.split(","):
-            part = measure(args, tuple(int(n) for n in shape.split("x")), dtype)
-            print_table(part)
-            rows += part
-            write_csv(rows, args.out / "benchmark_op.csv")
+    for shape, step_size, dtype in itertools.product(
+        args.shapes.split(","), map(int, args.step_sizes.split(",")), args.dtypes.split(",")
+    ):
+        part = measure(args, tuple(int(n) for n in shape.split("x")), step_size, dtype, title)
+        print_table(part)
+        rows += part
+        write_csv(rows, args.out / "benchmark_op.csv")
     plot(rows, args.out / "benchmark_op.png", title)
     print(f"written: {args.out}/benchmark_op.csv, {args.out}/benchmark_op.png")
 
