@@ -10,7 +10,7 @@ from typing import Optional
 
 import numpy as np
 from fairseq.data import Dictionary
-from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING, OmegaConf, open_dict
@@ -20,9 +20,15 @@ from rt_plugin.errors import UserError
 from rt_plugin.glue import prepared
 from rt_plugin.glue.dataset import GlueDataset
 from rt_plugin.glue.metrics import CollectedOutputs, evaluate
+from rt_plugin.glue.pooling import POOLINGS, PoolingHook
 from rt_plugin.glue.results import METRICS_FILE, SCORE
 from rt_plugin.glue.specs import LOWER_IS_BETTER, METRICS, GlueTask
-from rt_plugin.model_folder.checkpoint import check_token_ids, checkpoint_positions, starting_checkpoint
+from rt_plugin.model_folder.checkpoint import (
+    check_token_ids,
+    checkpoint_positions,
+    read_checkpoint,
+    starting_checkpoint,
+)
 from rt_plugin.model_folder.dictionary import load_dictionary
 from rt_plugin.model_folder.files import (
     DICTIONARY_FILE,
@@ -73,6 +79,13 @@ class RtGlueConfig(FairseqDataclass):
     )
     classification_head_name: str = field(
         default="sentence_classification_head", metadata={"help": "name of the classification head to train"}
+    )
+    pooling: ChoiceEnum(POOLINGS) = field(
+        default=POOLINGS[0],
+        metadata={
+            "help": "what the classification head reads: first (the first position), mean or max (of all that are no "
+            "padding, <s> and </s> among them); stays with the model",
+        },
     )
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
     maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
@@ -161,17 +174,22 @@ class RtGlueTask(FairseqTask):
         """Build the model with the positions of the checkpoint that the training starts from, and its head.
 
         Raises:
-            UserError: --max-positions is more than that checkpoint has, or its token ids are not those of the data.
+            UserError: --max-positions is more than that checkpoint has, its token ids are not those of the data, or its
+                head was trained with another --pooling.
         """
         start = None if from_checkpoint else self._starting_checkpoint()
         if start is not None:
             check_token_ids(self.dictionary, Path(self.cfg.data), start)
+            check_pooling(self.cfg, start)
         positions = self._model_positions(cfg, from_checkpoint)
         self._positions = min(self.cfg.max_positions or positions, positions)
         with open_dict(cfg) if OmegaConf.is_config(cfg) else contextlib.nullcontext():
             cfg.max_positions = positions
         model = super().build_model(cfg, from_checkpoint)
-        model.register_classification_head(self.cfg.classification_head_name, num_classes=self.num_classes)
+        head = self.cfg.classification_head_name
+        model.register_classification_head(head, num_classes=self.num_classes)
+        if self.cfg.pooling != POOLINGS[0]:
+            PoolingHook(model, head, str(self.cfg.pooling), self.dictionary.pad())
         return model
 
     def _starting_checkpoint(self) -> str | None:
@@ -331,4 +349,25 @@ def check_options(cfg: RtGlueConfig) -> None:
         raise UserError(
             f"--best-checkpoint-metric {cfg.best_checkpoint_metric} without --maximize-best-checkpoint-metric would "
             "keep the worst checkpoint; add that option"
+        )
+
+
+def check_pooling(cfg: RtGlueConfig, checkpoint: str) -> None:
+    """Refuse to go on with a head that was trained on another vector: its weights fit, but mean something else.
+
+    Raises:
+        UserError: it is one. A checkpoint without such a head, or one that cannot be read, is left to fairseq.
+    """
+    try:
+        stored = read_checkpoint(checkpoint)
+    except UserError:
+        return  # loading it will say more
+    if not any(name.startswith(f"classification_heads.{cfg.classification_head_name}.") for name in stored["model"]):
+        return
+    task = (stored.get("cfg") or {}).get("task") or {}
+    there = (task if isinstance(task, dict) else vars(task)).get("pooling", POOLINGS[0])
+    if there != cfg.pooling:
+        raise UserError(
+            f"{checkpoint} was fine-tuned with --pooling {there}, this run has {cfg.pooling}; add --pooling {there}, "
+            "or train a head of another name with --classification-head-name"
         )

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from rt_plugin.replicate.runs import launch_command
 # one of the model; rates above 1 diverge. Each start leaves a line in the file `starts`.
 TRAINER = textwrap.dedent(
     """
-    import argparse, json, math, os, pathlib, sys, time
+    import argparse, json, math, os, pathlib, shutil, sys, time
     parser = argparse.ArgumentParser()
     parser.add_argument("data")
     for name in ("recipe", "model", "learning-rate", "updates", "warmup-updates", "seed", "save-dir", "save-interval"):
@@ -48,6 +49,8 @@ TRAINER = textwrap.dedent(
         time.sleep(60)
     if (here / "full").exists():
         sys.exit("rt-pretrain: error: the disk is full")
+    if (here / "model").exists():
+        shutil.copytree((here / "model").resolve(), folder, dirs_exist_ok=True)
     best = json.loads((here / "best.json").read_text())[args.model]
     with (folder / "log.jsonl").open("a") as log:
         for update in (updates // 2, updates):
@@ -387,6 +390,49 @@ def test_missing_options_and_data_are_one_line(tmp_path, capsys):
     assert "--data is missing" in capsys.readouterr().err
     assert replicate("smoke", "--out", tmp_path / "out", "--data", tmp_path / "none") == 1
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_final_encoders_are_evaluated_on_pairs_and_glue(data_bin, pretrained, glue_dir, trainer, tmp_path, capsys):
+    """With a trained model in the place of what the trainings would have made."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(data_bin, data)
+    for ending in ("bin", "idx"):
+        shutil.copy(data / f"valid.{ending}", data / f"test.{ending}")
+    (trainer / "model").symlink_to(pretrained)
+    pairs = tmp_path / "pairs.jsonl"
+    pair = {"sentence_good": "The rivers are long.", "sentence_bad": "The rivers is long.", "UID": "agreement"}
+    pairs.write_text("".join(json.dumps(pair) + "\n" for _ in range(3)))
+    finetuning = {"arms": ["swish-rnn"], "encoder_seed": 11, "learning_rates": [1e-3], "epochs": 1}
+    finetuning["sweeps"] = [{"tasks": ["QNLI"], "seeds": [1, 2]}]
+    plan = make_plan(
+        tmp_path,
+        search={"learning_rates": [5e-4, 1e-3, 2e-3], "arms": ["swish-rnn"]},
+        final={"seeds": [11], "arms": ["swish-rnn"]},
+        evaluate={"finetuning": finetuning},
+    )
+    words = (plan, "--out", out, "--data", data, "--nice", "0", "--pairs", pairs, "--glue", glue_dir)
+    assert replicate(*words) == 0, capsys.readouterr().err
+    (final,) = [row for row in rows_of(out / "results" / "runs.csv") if row["stage"] == "final"]
+    assert 5 < float(final["test_loss"]) < 11
+    for name in ("minimal_pairs", "finetuning"):
+        assert (out / "results" / f"{name}.csv").is_file()
+    found = [
+        row for row in rows_of(out / "results" / "minimal_pairs.csv") if row["phenomenon"] == "mean over paradigms"
+    ]
+    assert [(row["arm"], row["data"], row["mask"]) for row in found] == [
+        ("swish-rnn", "pairs", "token"),
+        ("swish-rnn", "pairs", "word"),
+    ]
+    tuned = rows_of(out / "results" / "finetuning.csv")
+    assert [(row["model"], row["task"], row["lr"], row["seed"]) for row in tuned] == [
+        ("swish-rnn", "QNLI", "0.001", "1"),
+        ("swish-rnn", "QNLI", "0.001", "2"),
+    ]
+    text = (out / "results" / "report.md").read_text(encoding="utf-8")
+    assert "## Second outcome: minimal pairs, pairs, --mask word" in text and "## Stability of fine-tuning" in text
+    capsys.readouterr()
+    assert replicate(*words, "--stage", "evaluate") == 0
+    assert "held-out loss" not in capsys.readouterr().err  # the same checkpoint is not measured again
 
 
 def test_smoke_scale_from_search_to_report(corpus, tmp_path):

@@ -1,0 +1,102 @@
+"""--pooling of rt_glue: what the head reads, that padding changes nothing, and that it stays with the model."""
+
+import pytest
+import torch
+
+from conftest import run_command, user_error
+from rt_plugin.errors import UserError
+from rt_plugin.glue.pooling import pool
+from rt_plugin.model import RecurrentRobertaModel
+from rt_plugin.model_folder import export
+
+HEAD = "sentence_classification_head"
+TEXTS = ("What is in the town?", "The river that flows through the old town is long, cold and deep in spring.")
+
+
+def finetune(data, save_dir, *options, ok=True):
+    return run_command(
+        "fairseq-train",
+        *(data, "--user-dir", "rt_plugin", "--task", "rt_glue", "--criterion", "rt_glue", "--cpu", "--lr", "1e-3"),
+        *("--optimizer", "adam", "--batch-size", "16", "--num-workers", "0", "--no-epoch-checkpoints"),
+        *("--best-checkpoint-metric", "score", "--maximize-best-checkpoint-metric", "--max-update", "2"),
+        *("--save-dir", save_dir, *options),
+        ok=ok,
+    )
+
+
+@pytest.fixture(scope="module")
+def mean_model(glue_dir, pretrained, tmp_path_factory):
+    """A recurrent_roberta fine-tuned with --pooling mean."""
+    folder = tmp_path_factory.mktemp("mean")
+    start = ("--arch", "recurrent_roberta_tiny", "--finetune-from-model", pretrained / "checkpoint_best.pt")
+    finetune(glue_dir / "out" / "QNLI", folder, *start, "--pooling", "mean")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def max_model(glue_dir, tmp_path_factory):
+    """fairseq's own roberta, fine-tuned from scratch with --pooling max."""
+    folder = tmp_path_factory.mktemp("max")
+    finetune(glue_dir / "out" / "QNLI", folder, "--arch", "roberta_tiny", "--max-positions", "64", "--pooling", "max")
+    return folder
+
+
+def by_definition(hub, ids, pooling):
+    """The head's logits for one text without padding, from fairseq's own head on the vector that the option names."""
+    hidden = hub.extract_features(ids)[0]
+    vector = hidden.mean(dim=0) if pooling == "mean" else hidden.max(dim=0).values
+    head = hub.model.classification_heads[HEAD]
+    return head.out_proj(torch.tanh(head.dense(vector)))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_the_head_reads_the_pooled_vector_and_padding_changes_nothing(pooling, request):
+    hub = RecurrentRobertaModel.from_pretrained(str(request.getfixturevalue(f"{pooling}_model")))
+    ids = [hub.encode(text) for text in TEXTS]
+    alone = torch.cat([hub.predict(HEAD, i, return_logits=True) for i in ids])
+    expected = torch.stack([by_definition(hub, i, pooling) for i in ids])
+    torch.testing.assert_close(alone, expected)
+    longest = max(map(len, ids)) + 3
+    padded = torch.full((2, longest), hub.task.source_dictionary.pad())
+    for row, i in zip(padded, ids, strict=True):
+        row[: len(i)] = i
+    torch.testing.assert_close(hub.predict(HEAD, padded, return_logits=True), alone, rtol=1e-4, atol=1e-5)
+    assert (alone[0] - alone[1]).abs().max() > 1e-6  # or all would be equal to anything
+
+
+def test_it_stays_with_an_exported_model(mean_model, tmp_path):
+    assert export.main([str(mean_model), str(tmp_path / "out"), "--precision", "float32"]) == 0
+    hubs = [RecurrentRobertaModel.from_pretrained(str(folder)) for folder in (mean_model, tmp_path / "out")]
+    ids = hubs[0].encode(TEXTS[1])
+    there, exported = (hub.predict(HEAD, ids, return_logits=True) for hub in hubs)
+    assert torch.equal(there, exported)
+    assert not torch.allclose(there[0], hubs[1].model.classification_heads[HEAD].out_proj.bias)
+
+
+def test_going_on_with_another_pooling_is_refused(mean_model, glue_dir, tmp_path):
+    start = ("--arch", "recurrent_roberta_tiny", "--finetune-from-model", mean_model / "checkpoint_best.pt")
+    error = user_error(finetune(glue_dir / "out" / "QNLI", tmp_path / "first", *start, ok=False))
+    assert "was fine-tuned with --pooling mean, this run has first; add --pooling mean" in error
+    result = finetune(glue_dir / "out" / "QNLI", tmp_path / "x", *start, "--pooling", "last", ok=False)
+    assert "--pooling: invalid choice: 'last' (choose from" in result.stderr.splitlines()[-1]
+
+
+def test_features_of_other_tokens_are_refused(mean_model):
+    hub = RecurrentRobertaModel.from_pretrained(str(mean_model))
+    features = hub.extract_features(hub.encode(TEXTS[0]))
+    hub.extract_features(hub.encode(TEXTS[1]))
+    with pytest.raises(UserError, match="not those of the tokens that the model read last"):
+        hub.model.classification_heads[HEAD](features)
+
+
+def test_half_precision_sums_in_float32():
+    features = torch.full((1, 4096, 1), 100.0, dtype=torch.float16)  # the sum, 409,600, is no float16
+    assert pool(features, torch.zeros(1, 4096, dtype=torch.bool), "mean").item() == 100
+
+
+def test_maximum_ignores_padding_of_any_value():
+    features = torch.tensor([[[-3.0], [-2.0], [7.0]]])
+    padding = torch.tensor([[False, False, True]])
+    assert pool(features, padding, "max").item() == -2
+    assert pool(features, padding, "mean").item() == -2.5
+    assert pool(features, padding, "first").item() == -3
