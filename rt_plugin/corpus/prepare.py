@@ -13,6 +13,8 @@ Example: rt-plugin prepare-corpus examples/quickstart/train.txt --valid examples
 """
 
 import argparse
+import contextlib
+import functools
 import importlib.metadata
 import json
 import os
@@ -21,27 +23,35 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from rt_plugin._version import __version__
 from rt_plugin.console import commands
 from rt_plugin.console.files import replacing, sha256
-from rt_plugin.console.locks import only_user_of
+from rt_plugin.console.locks import in_turn, only_user_of
 from rt_plugin.console.options import check_values
 from rt_plugin.console.tables import plain_table
 from rt_plugin.corpus.encoders import GPT2_FILES, TOKENIZER_FILES, gpt2_dictionary, load_line_encoder
+from rt_plugin.corpus.inputs import Form, Input, look_through, repeated_documents, state_of
 from rt_plugin.corpus.parts import (
     FinishedParts,
     Layout,
+    Part,
     check_shards,
-    count_documents,
-    encode_stream,
+    cut_into_parts,
+    dataset_name,
+    encode_parts,
     explained_write_errors,
 )
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE, copy_files
 from rt_plugin.text.normalization import NORMALIZATIONS, TextNormalizer
+from rt_plugin.text.raw import read_lines
+from rt_plugin.text.records import kind_of, read_document_lines
 from rt_plugin.text.tokenizer import Tokenizer
 from rt_plugin.text.train import MODEL_TYPES, train_sentencepiece
 
@@ -50,11 +60,14 @@ SPLITS = ("train", "valid", "test")
 _DATA_FILES = tuple(f"{split}.{kind}" for split in SPLITS for kind in ("bin", "idx"))
 _PLAN_FILE = "plan.json"
 _PARTS_FOLDER = "parts"  # of what an interrupted run continues from
+_INPUTS_FOLDER = "inputs"  # in it: what is known of the input files
+_LARGEST_PART = 2**26  # bytes of text
 # What decides the data; the others (--workers, --fresh, where the files are) do not.
 _OPTIONS = (
     *("shards", "documents", "valid_documents", "seed", "vocab_size", "model_type", "max_sentences"),
-    *("normalization", "language"),
+    *("normalization", "language", "text_field", "drop_duplicates"),
 )
+_ADDED_OPTIONS = {"text_field": "text", "drop_duplicates": False}  # what manifests from before have done
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -82,6 +95,26 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--workers", type=commands.positive, default=os.cpu_count(), help="processes (default: %(default)s, one a core)"
     )
     parser.add_argument("--seed", type=int, default=1, help="of what is drawn at random (default: %(default)s)")
+    parser.add_argument(
+        "--text-field",
+        default="text",
+        metavar="NAME",
+        help="of the records of .jsonl, .ndjson, .json and .parquet files, each of which is a document "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--drop-duplicates",
+        action="store_true",
+        help="leave out training documents that are equal, line by line, to an earlier one",
+    )
+    several = parser.add_mutually_exclusive_group()
+    several.add_argument(
+        "--part",
+        type=_share,
+        metavar="I/N",
+        help="do the I-th of N parts of the work, on any of the machines that see FOLDER; --merge when all are done",
+    )
+    several.add_argument("--merge", action="store_true", help="put together what all --part runs have done")
     parser.add_argument("--fresh", action="store_true", help="delete what an earlier run left in FOLDER; start over")
     _add_tokenizer_arguments(parser.add_argument_group("tokenizer", "one of --vocab-size, --tokenizer, --gpt2-bpe"))
     args = parser.parse_args(argv)
@@ -125,8 +158,38 @@ def _add_tokenizer_arguments(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def prepare(args: argparse.Namespace, report: Callable[[str], None]) -> dict:
-    """Prepare the data, or what an interrupted run left to do; returns the manifest.
+def _share(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N, such as 3/8, with I from 1 to N")
+    return int(number), int(of)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do.
+
+    Attributes:
+        plan: what decides the data, see `make_plan`.
+        inputs: the files of each split, looked through.
+        layout: how they are cut.
+    """
+
+    plan: dict
+    inputs: dict[str, list[Input]]
+    layout: Layout
+
+    def parts(self, split: str, shares: int = 1) -> list[Part]:
+        """The parts of a split, each with the machine, of so many, that it is for."""
+        return cut_into_parts(split, self.inputs[split], self.layout, shares)
+
+    def missing(self, folder: Path, shares: int = 1) -> list[Part]:
+        """The parts that are not in the folder yet."""
+        return [part for split in SPLITS for part in self.parts(split, shares) if not part.file_in(folder).exists()]
+
+
+def prepare(args: argparse.Namespace, report: Callable[[str], None]) -> dict | None:
+    """Prepare the data, or what an interrupted run left to do; returns the manifest, or None if only a part is done.
 
     Raises:
         UserError: see the functions called; or the folder holds something else.
@@ -134,46 +197,127 @@ def prepare(args: argparse.Namespace, report: Callable[[str], None]) -> dict:
     check_values({"workers": args.workers})
     started = time.monotonic()
     busy = "another `rt-plugin prepare-corpus` works there; wait for it, or stop it"
-    with explained_write_errors(args.out), only_user_of(args.out, busy):
-        plan = make_plan(args, report)
-        if manifest := _finished(args, plan, report):
+    with explained_write_errors(args.out):
+        if args.part:
+            return _prepare_share(args, report, busy)
+        with only_user_of(args.out, busy), _no_share_at_work(args.out, busy):
+            work = begin(args, report)
+            if not isinstance(work, Work):
+                return work
+            parts = args.out / _PARTS_FOLDER
+            if args.merge and (missing := work.missing(parts)):
+                raise UserError(
+                    f"{args.out}: {len(missing)} of the parts are not done yet, {missing[0].name} is the first; run "
+                    "the --part I/N commands that have not ended well again, then this one"
+                )
+            for split in SPLITS:
+                encode_parts(work.parts(split), work.inputs[split], work.layout, args.out, parts, args.workers, report)
+            _write_datasets(args, parts)
+            manifest = {**work.plan, **_results(args, parts), "seconds": round(time.monotonic() - started, 1)}
+            _write_json(args.out / MANIFEST_FILE, manifest)
+            shutil.rmtree(parts)
+            return manifest
+
+
+def _prepare_share(args: argparse.Namespace, report: Callable[[str], None], busy: str) -> dict | None:
+    """Do the work of one machine of several. The first to come trains the tokenizer; the others wait for it."""
+    number, shares = args.part
+    parts = args.out / _PARTS_FOLDER
+    args.out.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as locks:
+        with in_turn(args.out / ".lock"):
+            locks.enter_context(only_user_of(args.out, busy, args.out / f".part-{number}-of-{shares}.lock"))
+            work = begin(args, report)
+        if not isinstance(work, Work):
+            return work
+        for split in SPLITS:
+            own = [part for part in work.parts(split, shares) if part.share == number - 1]
+            encode_parts(own, work.inputs[split], work.layout, args.out, parts, args.workers, report)
+        others = {part.share + 1 for part in work.missing(parts, shares)}
+        waiting = f"not yet done: {', '.join(f'{n}/{shares}' for n in sorted(others))}" if others else "all are done"
+        report(f"part {number} of {shares} is done; {waiting}; then: the same command with --merge")
+        return None
+
+
+@contextlib.contextmanager
+def _no_share_at_work(out: Path, busy: str) -> Iterator[None]:
+    with contextlib.ExitStack() as locks:
+        for file in sorted(out.glob(".part-*.lock")):
+            locks.enter_context(only_user_of(out, busy, file))
+        yield
+
+
+def begin(args: argparse.Namespace, report: Callable[[str], None]) -> Work | dict:
+    """Look through the files and put the tokenizer into OUT, as far as that is not done; the manifest if all is done.
+
+    Raises:
+        UserError: see the functions called; or the folder holds something else.
+    """
+    for split in SPLITS:
+        for path in getattr(args, split):
+            _check_input(path)
+    parts = args.out / _PARTS_FOLDER
+    if args.fresh:
+        _remove_outputs(args.out)
+    earlier = _read_json(args.out / MANIFEST_FILE)
+    if earlier is not None:
+        plan = make_plan(args, _checksums(earlier, report))
+        if manifest := _finished(args, plan, earlier, report):
             report(f"{args.out}: prepared before from the same files with the same options, nothing to do")
             return manifest
-        layout = make_layout(args, plan, report)
-        parts = args.out / _PARTS_FOLDER
-        _write_json(parts / _PLAN_FILE, plan)
-        _write_tokenizer(args, report)
-        for split in SPLITS:
-            if files := getattr(args, split):
-                encode_stream(split, files, layout, args.out, parts, args.workers, report)
-        _write_datasets(args, parts)
-        manifest = {**plan, **_results(args, parts), "seconds": round(time.monotonic() - started, 1)}
-        _write_json(args.out / MANIFEST_FILE, manifest)
-        shutil.rmtree(parts)
-        return manifest
+    elif not args.fresh and not (parts / _PLAN_FILE).is_file():
+        _refuse_foreign(args.out)
+    form = make_form(args)
+    inputs = {
+        split: look_through(getattr(args, split), _form_of(split, form), parts / _INPUTS_FOLDER, args.workers, report)
+        for split in SPLITS
+    }
+    known = {str(x.path): x.sha256 for found in inputs.values() for x in found}
+    plan = make_plan(args, lambda path: known.get(str(path)) or sha256(path))
+    _check_same_plan(args.out, _read_json(parts / _PLAN_FILE), plan)
+    work = Work(plan, inputs, make_layout(args, inputs, form))
+    _write_json(parts / _PLAN_FILE, plan)
+    _write_tokenizer(args, report)
+    return work
 
 
-def make_plan(args: argparse.Namespace, report: Callable[[str], None]) -> dict:
+def make_plan(args: argparse.Namespace, checksum: Callable[[Path], str]) -> dict:
     """What decides the data: options, and the inputs with their sizes and checksums.
 
     Raises:
         UserError: a file is missing or empty.
     """
-    inputs = {split: [_describe(path, report) for path in getattr(args, split)] for split in SPLITS}
-    tokenizer = [_describe(path, report) for path in _tokenizer_sources(args)]
+    inputs = {split: [_describe(path, checksum) for path in getattr(args, split)] for split in SPLITS}
+    tokenizer = [_describe(path, checksum) for path in _tokenizer_sources(args)]
     options = {name: getattr(args, name) for name in _OPTIONS}
     return {"version": 1, "options": options, "tokenizer": tokenizer, "inputs": inputs}
 
 
-def _describe(path: Path, report: Callable[[str], None]) -> dict:
+def _checksums(manifest: dict, report: Callable[[str], None]) -> Callable[[Path], str]:
+    """Gives the checksums of files; of those that are as a manifest has them, without reading them."""
+    described = [*manifest["tokenizer"], *(file for files in manifest["inputs"].values() for file in files)]
+    known = {tuple(file["state"]): file["sha256"] for file in described if "state" in file}
+
+    def checksum(path: Path) -> str:
+        if found := known.get(tuple(state_of(path))):
+            return found
+        if path.stat().st_size > 2**32:
+            report(f"{path}: reading {path.stat().st_size / 2**30:.0f} GiB for its checksum")
+        return sha256(path)
+
+    return checksum
+
+
+def _check_input(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give an existing one")
-    size = path.stat().st_size
-    if not size:
+    if not path.stat().st_size:
         raise UserError(f"{path}: the file is empty; leave it out")
-    if size > 2**32:
-        report(f"{path}: reading {size / 2**30:.0f} GiB for its checksum")
-    return {"path": str(path), "bytes": size, "sha256": sha256(path)}
+
+
+def _describe(path: Path, checksum: Callable[[Path], str]) -> dict:
+    _check_input(path)
+    return {"path": str(path), "bytes": path.stat().st_size, "sha256": checksum(path), "state": state_of(path)}
 
 
 def _tokenizer_sources(args: argparse.Namespace) -> list[Path]:
@@ -189,33 +333,32 @@ def _model_file(tokenizer: Path) -> Path:
     return tokenizer / TOKENIZER_FILE if tokenizer.is_dir() else tokenizer
 
 
-def _finished(args: argparse.Namespace, plan: dict, report: Callable[[str], None]) -> dict | None:
-    """The manifest where all is done; else the folder is ready for the work, or for what is left of it.
+def _refuse_foreign(out: Path) -> None:
+    if foreign := sorted(p.name for p in out.iterdir() if p.name != _PARTS_FOLDER and not p.name.startswith(".")):
+        raise UserError(f"{out}: holds {foreign[0]} but no prepared data; choose another --out, or --fresh")
+
+
+def _finished(args: argparse.Namespace, plan: dict, manifest: dict, report: Callable[[str], None]) -> dict | None:
+    """The manifest where all is done; else the folder is ready for the work.
 
     Raises:
-        UserError: the folder was made from other inputs or with other options, or by something else.
+        UserError: the data were made from other inputs or with other options.
     """
     out = args.out
-    parts = out / _PARTS_FOLDER
-    if args.fresh:
-        _remove_outputs(out)
-    finished = _read_json(out / MANIFEST_FILE)
-    earlier = finished or _read_json(parts / _PLAN_FILE)
-    if earlier is None:
-        foreign = sorted(p.name for p in out.iterdir() if p.name not in (".lock", _PARTS_FOLDER))
-        if foreign and not args.fresh:
-            raise UserError(f"{out}: holds {foreign[0]} but no prepared data; choose another --out, or --fresh")
-        return None
-    if changes := _changes(earlier, plan):
-        raise UserError(f"{out}: was prepared differently ({'; '.join(changes)}); --fresh starts over")
-    if finished and (lost := _lost_files(out, finished)):
+    _check_same_plan(out, manifest, plan)
+    if lost := _lost_files(out, manifest):
         report(f"{out}: {', '.join(lost)}: missing or not of the size that was written; making the data again")
         remove = _remove_data if set(lost).isdisjoint(TOKENIZER_FILES) else _remove_outputs
         remove(out)  # all of it: a tokenizer trained again may differ
         return None
-    if finished:
-        shutil.rmtree(parts, ignore_errors=True)  # a kill after the manifest leaves them
-    return finished
+    shutil.rmtree(out / _PARTS_FOLDER, ignore_errors=True)  # a kill after the manifest leaves them
+    return manifest
+
+
+def _check_same_plan(out: Path, earlier: dict | None, plan: dict) -> None:
+    """Raise a `UserError` where the folder holds the work of another plan."""
+    if earlier is not None and (changes := _changes(earlier, plan)):
+        raise UserError(f"{out}: was prepared differently ({'; '.join(changes)}); --fresh starts over")
 
 
 def _file_sizes(out: Path, names: Sequence[str]) -> dict[str, int]:
@@ -237,10 +380,11 @@ def _remove_data(out: Path) -> None:
 
 def _changes(earlier: dict, plan: dict) -> list[str]:
     """What differs between two plans, in words. Files may have moved: their content counts."""
+    before = {**_ADDED_OPTIONS, **earlier["options"]}
     options = [
-        f"--{name.replace('_', '-')} was {earlier['options'].get(name)}, is {value}"
+        f"--{name.replace('_', '-')} was {before.get(name)}, is {value}"
         for name, value in plan["options"].items()
-        if earlier["options"].get(name) != value
+        if before.get(name) != value
     ]
     groups = [("tokenizer", earlier["tokenizer"], plan["tokenizer"])]
     groups += [(split, earlier["inputs"][split], plan["inputs"][split]) for split in SPLITS]
@@ -270,7 +414,9 @@ def _write_tokenizer(args: argparse.Namespace, report: Callable[[str], None]) ->
             report(f"training a tokenizer of {args.vocab_size:,} pieces; this takes minutes for every 100 MB of text")
             normalization = args.normalization or "moses"
             settings = (normalization, args.language, args.model_type, args.max_sentences, args.seed)
-            train_sentencepiece(args.train, out, args.vocab_size, *settings)
+            read = functools.partial(read_document_lines, text_field=args.text_field)
+            records = any(kind_of(path) != "text" for path in args.train)
+            train_sentencepiece(args.train, out, args.vocab_size, *settings, read=read if records else read_lines)
     elif args.tokenizer:
         model = _model_file(args.tokenizer)
         normalizer = _stored_normalizer(args, model.with_name(NORMALIZATION_FILE))
@@ -306,27 +452,40 @@ def _write_dictionary(out: Path, source: Path | None, make: Callable[[], str]) -
         _write_text(out / DICTIONARY_FILE, make())
 
 
-def make_layout(args: argparse.Namespace, plan: dict, report: Callable[[str], None]) -> Layout:
-    """How the text is cut: some thousand parts, at least sixteen a shard, of 64 KiB to 64 MiB.
+def make_form(args: argparse.Namespace) -> Form:
+    """How the text is read: in some thousand chunks, at least sixteen a shard, of 64 KiB to 64 MiB."""
+    size = sum(path.stat().st_size for path in args.train)
+    chunk = min(_LARGEST_PART, max(2**16, size // max(1024, 16 * args.shards)))
+    counted = bool(args.valid_documents or args.drop_duplicates)
+    return Form(args.documents == "lines", args.text_field, chunk, counted, args.drop_duplicates)
+
+
+def _form_of(split: str, form: Form) -> Form:
+    return form if split == "train" else replace(form, count_documents=False, compare_documents=False)
+
+
+def make_layout(args: argparse.Namespace, inputs: dict[str, list[Input]], form: Form) -> Layout:
+    """How the text is cut: small files together, in at least 64 parts where there is text for so many.
 
     Raises:
         UserError: more documents are to be held out than there are; or a split or a shard has no text.
     """
-    size = sum(file["bytes"] for file in plan["inputs"]["train"])
-    part_bytes = min(2**26, max(2**16, size // max(1024, 16 * args.shards)))
-    layout = Layout(args.shards, args.documents == "lines", part_bytes)
+    size = sum(path.stat().st_size for path in args.train)
+    layout = Layout(args.shards, form, min(_LARGEST_PART, max(form.chunk_bytes, size // 64)))
+    if args.drop_duplicates:
+        layout = replace(layout, repeated=repeated_documents(inputs["train"]))
     if args.valid_documents:
-        report("counting documents")
-        documents = count_documents(args.train, layout)
-        if args.valid_documents >= documents:
-            raise UserError(
-                f"--valid-documents {args.valid_documents}: there are only {documents} documents to train on"
-            )
-        held_out = random.Random(args.seed).sample(range(1, documents + 1), args.valid_documents)
-        layout = Layout(args.shards, layout.document_per_line, part_bytes, frozenset(held_out))
+        number = sum(cut.documents for known in inputs["train"] for cut in known)
+        left = number - len(layout.repeated)
+        if args.valid_documents >= left:
+            raise UserError(f"--valid-documents {args.valid_documents}: there are only {left} documents to train on")
+        drawn = np.array(random.Random(args.seed).sample(range(1, left + 1), args.valid_documents))
+        if args.drop_duplicates:
+            drawn = np.setdiff1d(np.arange(1, number + 1), layout.repeated, assume_unique=True)[drawn - 1]
+        layout = replace(layout, held_out=np.sort(drawn))
     for split in SPLITS:
-        if files := getattr(args, split):
-            check_shards(split, files, layout)
+        if inputs[split]:
+            check_shards(split, inputs[split], layout)
     return layout
 
 
@@ -340,12 +499,12 @@ def _write_datasets(args: argparse.Namespace, parts: Path) -> None:
     folders = shard_folders(args.out, args.shards)
     for shard, folder in enumerate(folders):
         copy_files([(args.out / name, name) for name in TOKENIZER_FILES], folder)
-        FinishedParts(parts, "train").write_dataset("train", shard, folder / "train", dtype)
+        FinishedParts(parts, "train").write_dataset(dataset_name("train", shard), folder / "train", dtype)
     for split in ("valid", "test"):
         if getattr(args, split):
-            FinishedParts(parts, split).write_dataset(split, None, folders[0] / split, dtype)
+            FinishedParts(parts, split).write_dataset(split, folders[0] / split, dtype)
     if args.valid_documents:
-        FinishedParts(parts, "train").write_dataset("valid", None, folders[0] / "valid", dtype)
+        FinishedParts(parts, "train").write_dataset("valid", folders[0] / "valid", dtype)
 
 
 def _results(args: argparse.Namespace, parts: Path) -> dict:
@@ -359,7 +518,7 @@ def _results(args: argparse.Namespace, parts: Path) -> dict:
                 splits.setdefault(split, Counter()).update(counts)
                 files[names[about["file"]]].update(counts)
                 if split == "train":
-                    shards[about["shard"]] += counts["tokens"]
+                    shards[about["shard"]] += counts.get("tokens", 0)
     return {
         "data": ":".join(map(str, shard_folders(args.out, args.shards))),
         "counts": {split: {**c, "unknown_rate": c["unknown"] / max(1, c["tokens"])} for split, c in splits.items()},
@@ -400,6 +559,8 @@ def format_counts(manifest: dict) -> str:
         for split, counts in manifest["counts"].items()
     ]
     lines = [plain_table(("split", *names, "unknown"), rows)]
+    if repeated := sum(c.get("repeated_documents", 0) for c in manifest["counts"].values()):
+        lines.append(f"{repeated:,} documents left out that are equal to an earlier one")
     if without := sum(c["lines_without_pieces"] for c in manifest["counts"].values()):
         lines.append(f"{without:,} lines of characters that the tokenizer drops: blank lines in the data")
     for path, counts in manifest["counts_by_file"].items():
@@ -411,11 +572,16 @@ def format_counts(manifest: dict) -> str:
     return "\n".join([*lines, f"data for fairseq-train: {manifest['data']}"])
 
 
+def _print_counts(manifest: dict | None) -> None:
+    if manifest is not None:
+        print(format_counts(manifest))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     args = parse_arguments(argv)
     return commands.run(
         "prepare-corpus",
-        lambda: print(format_counts(prepare(args, commands.report))),
+        lambda: _print_counts(prepare(args, commands.report)),
         "interrupted; the same command continues",
     )

@@ -20,10 +20,14 @@ _BROKEN_ARCHIVE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 
 @contextlib.contextmanager
-def open_text(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def open_text(path: str | os.PathLike, digest=None) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """A text file and, below it, the file on disk, whose `tell()` says how much of it is read.
 
     Files named .gz, .xz and .zst are decompressed on the way; .zst needs Python 3.14 or the package backports.zstd.
+
+    Args:
+        path: of the file.
+        digest: an object of hashlib, which gets the bytes of the file on disk; all of them, where the block ends well.
 
     Raises:
         UserError: the file is missing, unreadable or a broken archive, or the package for .zst is missing.
@@ -31,14 +35,36 @@ def open_text(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     path = Path(path)
     broken = _BROKEN_ARCHIVE
     try:
-        with path.open("rb") as raw:
+        with _open(path, digest) as raw:
             if path.suffix == ".zst":
                 broken = (*broken, _zstd(path).ZstdError)
             yield _decompressed(raw, path), raw
+            while digest is not None and raw.read(1 << 20):  # what stands behind the end of an archive
+                pass
     except broken as error:
         raise UserError(f"{path}: the archive is broken or cut off ({error}); copy the file again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot read the text file ({error.strerror}); give an existing UTF-8 file") from None
+
+
+def _open(path: Path, digest) -> BinaryIO:
+    return path.open("rb") if digest is None else io.BufferedReader(_Digested(path, digest), 1 << 17)
+
+
+class _Digested(io.FileIO):
+    """A file that is read from front to end, and its checksum with it."""
+
+    def __init__(self, path: Path, digest):
+        super().__init__(path)
+        self._digest = digest
+
+    def readinto(self, buffer) -> int:
+        size = super().readinto(buffer)
+        self._digest.update(memoryview(buffer)[:size])
+        return size
+
+    def seekable(self) -> bool:
+        return False
 
 
 def _decompressed(raw: BinaryIO, path: Path) -> BinaryIO:
@@ -140,7 +166,7 @@ class Chunk:
         return [line.removesuffix("\r") for line in text.split("\n")[: len(raw_lines)]]
 
 
-def read_chunks(path: str | os.PathLike, size: int, document_per_line: bool) -> Iterator[Chunk]:
+def read_chunks(path: str | os.PathLike, size: int, document_per_line: bool, opened=open_text) -> Iterator[Chunk]:
     """A text file as chunks of about `size` bytes, each ending with a document where the documents are smaller.
 
     A document larger than two chunks is cut between lines, so that memory stays bounded.
@@ -148,6 +174,7 @@ def read_chunks(path: str | os.PathLike, size: int, document_per_line: bool) -> 
     Args:
         size: bytes of decompressed text.
         document_per_line: each line is a document; else blank lines separate documents.
+        opened: opens the file, see `open_text`.
 
     Raises:
         UserError: see `open_text`; or a line is longer than `LONGEST_LINE` (where it is in one chunk with its end,
@@ -155,7 +182,7 @@ def read_chunks(path: str | os.PathLike, size: int, document_per_line: bool) -> 
     """
     path = Path(path)
     first_line, rest = 1, b""
-    with open_text(path) as (file, raw):
+    with opened(path) as (file, raw):
         while block := file.read(size):
             rest += block
             if len(rest) - (rest.rfind(b"\n") + 1) > LONGEST_LINE + 1:  # 1: of its end

@@ -8,7 +8,7 @@ import io
 import os
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rt_plugin.console import commands
@@ -32,6 +32,7 @@ def train_sentencepiece(
     max_sentences: int = 5_000_000,
     seed: int = 1,
     threads: int = 4,
+    read: Callable[[str | os.PathLike], Iterable[str]] = read_lines,
 ) -> Tokenizer:
     """Train a tokenizer and write tokenizer, normalisation and dictionary into a folder.
 
@@ -47,6 +48,7 @@ def train_sentencepiece(
         max_sentences: train on a random sample of this many lines, default 5,000,000; 0 for all (memory grows).
         seed: of that sample, default 1. The same lines in other files give the same sample.
         threads: default 4; the result may depend on it, so it does not follow the machine.
+        read: gives the lines of an input, default `read_lines`.
 
     Returns:
         The tokenizer.
@@ -65,7 +67,7 @@ def train_sentencepiece(
     input_errors: list[UserError] = []
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_normalized_sentences(inputs, normalizer, max_sentences, seed, input_errors),
+            sentence_iterator=_normalized_sentences(inputs, normalizer, max_sentences, seed, read, input_errors),
             model_writer=model,
             vocab_size=vocab_size,
             model_type=model_type,
@@ -82,13 +84,14 @@ def _normalized_sentences(
     normalizer: TextNormalizer,
     max_sentences: int,
     seed: int,
+    read: Callable[[str | os.PathLike], Iterable[str]],
     errors: list[UserError],
 ) -> Iterator[str]:
     """A sample of the non-blank lines of all inputs; a mistake goes into `errors`, too: sentencepiece stops, but hides
     it. sentencepiece's own sample does not follow from the seed that it is given.
     """
     try:
-        lines = (line for path in inputs for line in read_lines(path) if line.strip())
+        lines = (line for path in inputs for line in read(path) if line.strip())
         for line in _sample(lines, max_sentences, seed) if max_sentences else lines:
             if sentence := normalizer.normalize(line):
                 yield sentence

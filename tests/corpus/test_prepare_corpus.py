@@ -4,6 +4,7 @@ import collections
 import contextlib
 import gzip
 import importlib
+import io
 import itertools
 import json
 import lzma
@@ -18,10 +19,13 @@ from fairseq.data import Dictionary, MMapIndexedDataset
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode, get_encoder
 
 from conftest import REPOSITORY, SAMPLE, TRAINING, run_command
+from rt_plugin.console.locks import only_user_of
+from rt_plugin.corpus import inputs
 from rt_plugin.corpus import parts as corpus
 from rt_plugin.corpus import prepare as prepare_corpus
 from rt_plugin.glue import prepare as glue_data
 from rt_plugin.model import RecurrentRobertaModel
+from rt_plugin.text import records
 
 BROKEN = "caf\xe9".encode("latin-1")
 
@@ -246,8 +250,8 @@ def test_killed_run_continues_with_what_is_missing(whole, train_text, tokenizer_
     assert not (out / "manifest.json").exists()
     encode = corpus.Worker.__call__
 
-    def encode_and_note(worker, part):  # in a worker process, which inherits this by fork
-        encode(worker, part)
+    def encode_and_note(worker, part, chunks):  # in a worker process, which inherits this by fork
+        encode(worker, part, chunks)
         with (tmp_path / "encoded").open("a") as file:
             file.write(f"{part.name}\n")
 
@@ -400,3 +404,272 @@ def test_a_file_without_text_is_named(tokenizer_folder, tmp_path, capsys):
     files = (tmp_path / "blank.txt", tmp_path / "text.txt")
     prepare(*files, "--tokenizer", tokenizer_folder, "--out", tmp_path / "out")
     assert "blank.txt: holds no text, only white space" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def whole_spread(train_text, tokenizer_folder, tmp_path_factory):
+    """What one machine makes of two files, with shards and held-out documents."""
+    folder = tmp_path_factory.mktemp("spread")
+    first, second = train_text.read_bytes().rsplit(b"\n\n", 1)
+    texts = [folder / "a.txt", folder / "b.txt.gz"]
+    texts[0].write_bytes(first * 2)
+    texts[1].write_bytes(gzip.compress(second * 3 + b"\n\n" + first))
+    options = (*texts, "--valid-documents", 9, "--shards", 2, "--tokenizer", tokenizer_folder)
+    prepare(*options, "--out", folder / "out", "--workers", 2)
+    return options, folder / "out"
+
+
+def data_files(out):
+    return {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.suffix in (".bin", ".idx", ".txt")}
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "rt_plugin", "prepare-corpus", *map(str, arguments)]
+    return subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_machines_make_what_one_does_whenever_they_are_killed(whole_spread, tmp_path):
+    """Two processes stand in for them; both are killed after their first finished parts, and started again."""
+    options, expected = whole_spread
+    out = tmp_path / "out"
+
+    def shares():
+        return [start(*options, "--out", out, "--part", f"{i}/2", "--workers", 1) for i in (1, 2)]
+
+    processes, deadline = shares(), time.monotonic() + 120
+    while len(list(out.glob("parts/*.npz"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    for process in processes:
+        process.wait()
+        assert_group_ends(process.pid)
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("parts/*.npz")}
+    assert finished
+    said = [process.communicate(timeout=120)[1] for process in shares()]
+    assert sorted("all are done" in text for text in said)[-1], said
+    assert not (out / "manifest.json").exists()
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    prepare(*options, "--out", out, "--merge")
+    assert data_files(out) == data_files(expected)
+    a, b = (json.loads((folder / "manifest.json").read_text()) for folder in (out, expected))
+    for name in ("options", "inputs", "counts", "counts_by_file", "tokens_by_shard"):
+        assert a[name] == b[name]
+
+
+def test_parts_share_the_work(whole_spread, tmp_path, capsys):
+    options, expected = whole_spread
+    out, done = tmp_path / "out", set()
+    for i in (3, 1, 2):
+        assert "of the parts are not done yet" in error_of(capsys, *options, "--out", out, "--merge")
+        prepare(*options, "--out", out, "--part", f"{i}/3", "--workers", 1)
+        now = {path.name for path in out.glob("parts/*.npz")}
+        assert len(now) > len(done)
+        done = now
+        others = [f"{n}/3" for n in (1, 2) if n != i and (n == 2 or i == 3)]
+        said = capsys.readouterr().err
+        assert f"part {i} of 3 is done; " + (f"not yet done: {', '.join(others)}" if others else "all are done") in said
+    assert "--shards was 2, is 3" in error_of(capsys, *options, "--out", out, "--merge", "--shards", 3)
+    prepare(*options, "--out", out, "--merge")
+    assert data_files(out) == data_files(expected)
+
+
+def test_a_tokenizer_for_several_machines_is_trained_once(train_text, tmp_path):
+    options = (train_text, "--vocab-size", 300, "--normalization", "none")
+    prepare(*options, "--out", tmp_path / "whole")
+    processes = [start(*options, "--out", tmp_path / "out", "--part", f"{i}/2") for i in (1, 2)]
+    said = [process.communicate(timeout=240)[1] for process in processes]
+    assert sorted("training a tokenizer" in text for text in said) == [False, True]
+    prepare(*options, "--out", tmp_path / "out", "--merge")
+    assert data_files(tmp_path / "out") == data_files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b", "-1/2"])
+def test_a_part_that_cannot_be(part, train_text, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        prepare_corpus.main([str(train_text), "--out", str(tmp_path / "out"), "--vocab-size", "300", f"--part={part}"])
+    assert "expected I/N" in capsys.readouterr().err
+
+
+def test_two_runs_for_one_part_or_beside_a_part_are_refused(whole_spread, tmp_path, capsys):
+    options, _ = whole_spread
+    out = tmp_path / "out"
+    prepare(*options, "--out", out, "--part", "1/2")
+    with only_user_of(out, "", out / ".part-1-of-2.lock"):
+        assert "works there" in error_of(capsys, *options, "--out", out, "--part", "1/2")
+        assert "works there" in error_of(capsys, *options, "--out", out, "--merge")
+        assert "works there" in error_of(capsys, *options, "--out", out)
+        prepare(*options, "--out", out, "--part", "2/2")
+    prepare(*options, "--out", out)
+
+
+def test_small_files_are_one_part(tokenizer_folder, tmp_path):
+    files = [tmp_path / f"{i}.txt" for i in range(40)]
+    for i, file in enumerate(files):
+        file.write_text(f"Document {i}.\n\n" if i % 3 else f"Document {i}.\nTwo lines.")
+    (tmp_path / "joined.txt").write_text("\n\n".join(file.read_text().rstrip() for file in files) + "\n\n")
+    options = ("--tokenizer", tokenizer_folder, "--workers", 1)
+    prepare(*files, *options, "--out", tmp_path / "out", "--part", "1/1")
+    assert [path.name for path in tmp_path.glob("out/parts/*.npz")] == ["train-000000.npz"]
+    prepare(*files, *options, "--out", tmp_path / "out", "--merge")
+    prepare(tmp_path / "joined.txt", *options, "--out", tmp_path / "one")
+    assert documents(tmp_path / "out" / "train") == documents(tmp_path / "one" / "train")
+    by_file = json.loads((tmp_path / "out" / "manifest.json").read_text())["counts_by_file"]
+    assert [counts["sentences"] for counts in by_file.values()] == [1 if i % 3 else 2 for i in range(40)]
+
+
+def json_lines(texts, field="text"):
+    return "".join(json.dumps({"id": i, field: text}) + "\n" for i, text in enumerate(texts)).encode()
+
+
+def parquet(texts, field="text"):
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    arrow_parquet = importlib.import_module("pyarrow.parquet")
+    buffer = io.BytesIO()
+    table = arrow.table({"id": list(range(len(texts))), field: list(texts)})
+    arrow_parquet.write_table(table, buffer, row_group_size=50)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def texts(train_text):
+    """Documents, some with blank lines within, and one without text."""
+    documents = train_text.read_text(encoding="utf-8").split("\n\n")
+    return ["", *(text.replace("\n", "\n \n", 1) if i % 5 == 0 else text for i, text in enumerate(documents))]
+
+
+@pytest.mark.parametrize("documents_are", ["blocks", "lines"])
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("corpus.jsonl", json_lines),
+        ("corpus.json.gz", lambda texts: gzip.compress(json_lines(texts))),
+        ("corpus.parquet", parquet),
+    ],
+)
+def test_records_are_documents(name, write, documents_are, texts, tokenizer_folder, tmp_path):
+    (tmp_path / name).write_bytes(write(texts))
+    lines = [[line for line in text.split("\n") if line.strip()] for text in texts]
+    plain = "".join(
+        "\n".join(text) + "\n\n" if documents_are == "blocks" else " ".join(text) + "\n" for text in lines if text
+    )
+    (tmp_path / "plain.txt").write_text(plain, encoding="utf-8")
+    options = ("--documents", documents_are, "--tokenizer", tokenizer_folder, "--valid-documents", 5, "--shards", 2)
+    for source, out in ((name, "records"), ("plain.txt", "plain")):
+        prepare(tmp_path / source, *options, "--out", tmp_path / out)
+    if name.endswith(".parquet"):  # chunks are cut by the size of the file, which is another
+        pairs = [(tmp_path / out / s / "train" for s in ("shard0", "shard1")) for out in ("records", "plain")]
+        assert documents(*pairs[0]) == documents(*pairs[1])
+    else:
+        assert documents(tmp_path / "records/shard0/valid") == documents(tmp_path / "plain/shard0/valid")
+
+
+def test_tokenizer_is_trained_on_records(texts, tmp_path):
+    (tmp_path / "corpus.jsonl").write_bytes(json_lines(texts, "body"))
+    options = ("--text-field", "body", "--vocab-size", 300, "--normalization", "none")
+    prepare(tmp_path / "corpus.jsonl", *options, "--out", tmp_path / "out")
+    (tmp_path / "plain.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    prepare(tmp_path / "plain.txt", *options, "--out", tmp_path / "plain")
+    assert (tmp_path / "out" / "dict.txt").read_bytes() == (tmp_path / "plain" / "dict.txt").read_bytes()
+    assert documents(tmp_path / "out" / "train").total() == len([text for text in texts if text.strip()])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "One."}\n{"text": ', "a.jsonl, line 2: not JSON"),
+        ("a.jsonl", b'{"body": "One.", "id": 3}\n', "no text in a field 'text' (there: body, id); name the field with"),
+        ("a.jsonl", b'["One."]\n', "no text in a field 'text' (there: list)"),
+        ("a.jsonl", b'{"text": "  "}\n', "a.jsonl: no text for train"),
+        ("a.parquet", b"PAR1 no such thing", "a.parquet: the parquet file is broken or cut off"),
+        ("b.parquet", lambda: parquet(["One."], "body"), "no column 'text' (there: id, body); name the column with"),
+        ("c.parquet", lambda: parquet([3, 4]), "column 'text' holds int, expected text"),
+    ],
+)
+def test_bad_records_end_in_one_line(name, content, message, tokenizer_folder, tmp_path, capsys):
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content())
+    assert message in error_of(capsys, tmp_path / name, "--tokenizer", tokenizer_folder, "--out", tmp_path / "out")
+
+
+def test_a_record_that_does_not_end_is_refused(tokenizer_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(records, "LONGEST_RECORD", 1 << 20)
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + b"word " * (1 << 18))
+    error = error_of(capsys, tmp_path / "a.jsonl", "--tokenizer", tokenizer_folder, "--out", tmp_path / "out")
+    assert "a.jsonl, line 1: longer than 1 MiB" in error
+
+
+def test_parquet_without_its_package(tokenizer_folder, tmp_path, capsys, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    error = error_of(capsys, tmp_path / "a.parquet", "--tokenizer", tokenizer_folder, "--out", tmp_path / "out")
+    assert "run: pip install pyarrow" in error
+
+
+def test_documents_that_occur_twice_are_dropped_and_counted(texts, tokenizer_folder, tmp_path, capsys):
+    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    texts = [text for text in texts if text.strip()]
+    once = [tuple(line for line in text.split("\n") if line.strip()) for text in texts]
+    different = len(set(once))
+    files[0].write_text("\n\n".join("\n".join(lines) for lines in once), encoding="utf-8")
+    again = [once[3], once[1], ("A document", "of its own"), once[3], ("A document",)]
+    files[1].write_text("\n\n\n".join("\n".join(lines) for lines in again), encoding="utf-8")
+    options = ("--tokenizer", tokenizer_folder, "--drop-duplicates")
+    for shards, held_out in ((1, ()), (2, ("--valid-documents", 9))):
+        out = tmp_path / str(shards)
+        prepare(*files, *options, "--shards", shards, *held_out, "--out", out)
+        repeated = len(once) + 5 - different - 2
+        assert f"{repeated} documents left out that are equal to an earlier one" in capsys.readouterr().out
+        folders = [out] if shards == 1 else [out / "shard0", out / "shard1"]
+        found = documents(*(folder / "train" for folder in folders))
+        if held_out:
+            valid = documents(out / "shard0" / "valid")
+            assert valid.total() == 9
+            found += valid
+        assert found.total() == different + 2
+        counts = json.loads((out / "manifest.json").read_text())["counts"]
+        assert sum(c["documents"] for c in counts.values()) == different + 2
+        assert counts["train"]["repeated_documents"] == repeated
+
+
+@pytest.mark.parametrize("options", [("--drop-duplicates",), ("--valid-documents", 4), ()])
+def test_a_restart_reads_only_what_changed(options, train_text, tokenizer_folder, tmp_path, monkeypatch):
+    """Looking through the text is interrupted; what was found before is not read again, but for a file that changed."""
+    monkeypatch.setattr(inputs, "_TOGETHER", 1)
+    monkeypatch.setattr(inputs, "_WORTH_KEEPING", 1)
+    files = [tmp_path / f"{i}.txt" for i in range(4)]
+    for file in files:
+        file.write_bytes(train_text.read_bytes()[:20_000])
+    looked, look = [], inputs._look_through_file
+
+    def note(path, form):
+        if path == files[3] and len(looked) == 3:
+            raise KeyboardInterrupt
+        looked.append(path)
+        return look(path, form)
+
+    monkeypatch.setattr(inputs, "_look_through_file", note)
+    arguments = [*files, "--tokenizer", tokenizer_folder, "--out", tmp_path / "out", "--workers", 1, *options]
+    assert prepare_corpus.main([str(a) for a in arguments]) == 130
+    files[1].write_bytes(train_text.read_bytes()[:25_000])
+    prepare(*arguments)
+    assert looked == [*files[:3], files[1], files[3]]
+    whole = [*arguments[:4], *arguments[4:6], "--out", tmp_path / "whole", *arguments[8:]]
+    prepare(*whole)
+    assert data_files(tmp_path / "out") == data_files(tmp_path / "whole")
+
+
+def test_finished_data_are_not_read_again_to_see_that_nothing_changed(
+    train_text, tokenizer_folder, tmp_path, monkeypatch, capsys
+):
+    options = (train_text, "--tokenizer", tokenizer_folder, "--out", tmp_path / "out")
+    prepare(*options)
+
+    def read(path):
+        raise AssertionError(f"{path} is read")
+
+    monkeypatch.setattr(prepare_corpus, "sha256", read)
+    monkeypatch.setattr(prepare_corpus, "look_through", read)
+    prepare(*options)
+    assert "nothing to do" in capsys.readouterr().err
