@@ -250,7 +250,8 @@ class RtMaskedLMTask(MaskedLMTask):
 
         Workers begin anew with every epoch: those that fairseq keeps would go on with the masks of the first one.
         """
-        common = {
+        limits = (max_tokens, max_sentences, max_positions, ignore_invalid_inputs, required_batch_size_multiple)
+        order = {
             "seed": seed,
             "num_shards": num_shards,
             "shard_id": shard_id,
@@ -259,52 +260,43 @@ class RtMaskedLMTask(MaskedLMTask):
             "skip_remainder_batch": skip_remainder_batch,
             "grouped_shuffling": grouped_shuffling,
         }
-        options = BatchOptions(
-            self.cfg.seed,
-            max_tokens,
-            max_sentences,
-            required_batch_size_multiple,
-            max_positions,
-            ignore_invalid_inputs,
-        )
-        if not isinstance(dataset, MaskedSplit):
+        kept = not disable_iterator_cache and not update_epoch_batch_itr and self.can_reuse_epoch_itr(dataset)
+        if kept and dataset in self.dataset_to_epoch_iter:
+            return self.dataset_to_epoch_iter[dataset]
+        if isinstance(dataset, MaskedSplit):
+            # fairseq asks for an iterator that is not kept where it trains
+            ahead = disable_iterator_cache
+            iterator = self._iterator_of_stored(dataset, limits, data_buffer_size, ahead, order)
+        else:
             iterator = super().get_batch_iterator(
-                dataset,
-                max_tokens,
-                max_sentences,
-                max_positions,
-                ignore_invalid_inputs,
-                required_batch_size_multiple,
-                data_buffer_size=data_buffer_size,
-                disable_iterator_cache=disable_iterator_cache,
-                update_epoch_batch_itr=update_epoch_batch_itr,
-                **common,
+                dataset, *limits, data_buffer_size=data_buffer_size, disable_iterator_cache=not kept, **order
             )
             iterator.reuse_dataloader = iterator.persistent_workers = False
-            return iterator
-        reusable = not disable_iterator_cache and not update_epoch_batch_itr and self.can_reuse_epoch_itr(dataset)
-        if reusable and dataset in self.dataset_to_epoch_iter:
-            return self.dataset_to_epoch_iter[dataset]
-        dataset.set_epoch(epoch)
-        batches = load_batches(dataset.blocks, options)
-        if batches.blocks < len(dataset):
-            left_out = len(dataset) - batches.blocks
-            logger.warning("%d of %d blocks are left out: longer than %s", left_out, len(dataset), max_positions)
-        iterator = BatchIterator(
-            dataset,
-            dataset.collater,
-            batches,
-            buffer_size=data_buffer_size,
-            reuse_dataloader=False,
-            persistent_workers=False,
-            **common,
-        )
-        if reusable:
+        if kept:
             self.dataset_to_epoch_iter[dataset] = iterator
-        if disable_iterator_cache and self.has_sharded_data(dataset.blocks.name):  # as fairseq asks for in training
-            following = self._prefix(dataset.blocks.name, epoch + 1)
-            self._ahead.prepare(following, self._index_folder(following.parent), self._block_options(), options)
         return iterator
+
+    def _iterator_of_stored(
+        self, dataset: MaskedSplit, limits: tuple, buffer_size: int, ahead: bool, order: dict
+    ) -> BatchIterator:
+        """From batches that are kept on disk.
+
+        Args:
+            limits: max_tokens, max_sentences, max_positions, ignore_invalid_inputs, required_batch_size_multiple.
+            ahead: work out the batches of the next shard in the background.
+            order: the other options of fairseq's iterator.
+        """
+        max_tokens, max_sentences, max_positions, skip_too_long, multiple = limits
+        options = BatchOptions(self.cfg.seed, max_tokens, max_sentences, multiple, max_positions, skip_too_long)
+        dataset.set_epoch(order["epoch"])
+        batches = load_batches(dataset.blocks, options)
+        if left_out := len(dataset) - batches.blocks:
+            logger.warning("%d of %d blocks are left out: longer than %s", left_out, len(dataset), max_positions)
+        if ahead and self.has_sharded_data(dataset.blocks.name):
+            following = self._prefix(dataset.blocks.name, order["epoch"] + 1)
+            self._ahead.prepare(following, self._index_folder(following.parent), self._block_options(), options)
+        workers = {"reuse_dataloader": False, "persistent_workers": False}
+        return BatchIterator(dataset, dataset.collater, batches, buffer_size=buffer_size, **workers, **order)
 
     def _masker(self) -> Masker:
         cfg = self.cfg

@@ -8,7 +8,7 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -41,13 +41,24 @@ def only_user_of(folder: Path, refusal: str, file: Path | None = None) -> Iterat
 
 
 @contextlib.contextmanager
-def in_turn(file: Path) -> Iterator[None]:
+def in_turn(file: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Wait until nobody else holds the lock `file`, then hold it.
 
     For what another process is about to end, such as a training whose launcher was killed just now.
+
+    Args:
+        waiting: called once where another process holds the lock.
     """
-    with filelock.FileLock(file):
+    lock = filelock.FileLock(file)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        waiting()
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

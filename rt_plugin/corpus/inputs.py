@@ -1,20 +1,18 @@
 """What is known of the input files: checksums, where they are cut into chunks, their documents. Read once and kept."""
 
+import contextlib
 import hashlib
-import itertools
 import json
-import multiprocessing
-import sys
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from rt_plugin.console.files import replacing, sha256
-from rt_plugin.console.processes import end_with_parent
 from rt_plugin.console.progress import Progress
+from rt_plugin.corpus.workers import pool_of
 from rt_plugin.errors import UserError
 from rt_plugin.text.raw import Chunk, read_chunks
 from rt_plugin.text.records import kind_of, open_documents
@@ -107,22 +105,25 @@ def look_through(
     sizes = [sum(path.stat().st_size for path in group) for group in groups]
     kept = [folder if size >= _WORTH_KEEPING else None for size in sizes]
     jobs = [(group, form, place) for group, place in zip(groups, kept, strict=True)]
-    if sum(sizes) < _WORTH_KEEPING or processes == 1 or len(groups) == 1:
-        return list(itertools.chain.from_iterable(map(_look_through_group, jobs)))
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     found = []
     with (
-        ProcessPoolExecutor(min(processes, len(groups)), context, end_with_parent) as pool,
         Progress("looking through the text", sum(sizes), "B", report) as progress,
+        _mapping(min(processes, len(groups)) if sum(sizes) >= _WORTH_KEEPING else 1) as mapped,
     ):
-        try:
-            for inputs, size in zip(pool.map(_look_through_group, jobs), sizes, strict=True):
-                found += inputs
-                progress.advance(size)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for inputs, size in zip(mapped(_look_through_group, jobs), sizes, strict=True):
+            found += inputs
+            progress.advance(size)
     return found
+
+
+@contextlib.contextmanager
+def _mapping(processes: int) -> Iterator[Callable]:
+    """`map`, by so many processes."""
+    if processes <= 1:
+        yield map
+        return
+    with pool_of(processes) as pool:
+        yield pool.map
 
 
 def _groups(files: Iterable[Path]) -> Iterator[list[Path]]:
@@ -143,7 +144,8 @@ def _look_through_group(job: tuple[list[Path], Form, Path | None]) -> list[Input
     key = json.dumps([*map(state_of, files), asdict(form)])
     record = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz" if folder else None
     if record is not None and record.is_file():
-        return _read_record(record, files)
+        with contextlib.suppress(ValueError, KeyError, EOFError, zipfile.BadZipFile):  # damaged: made anew
+            return _read_record(record, files)
     found = [_look_through_file(path, form) for path in files]
     if record is not None:
         arrays = {f"{name}{i}": getattr(x, name) for i, x in enumerate(found) for name in ("cuts", "documents")}

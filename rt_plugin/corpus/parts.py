@@ -8,24 +8,20 @@ shard is what the parts have for it, one after the other: the same bytes for any
 import contextlib
 import itertools
 import json
-import multiprocessing
-import signal
 import struct
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from rt_plugin.console.files import replacing
-from rt_plugin.console.processes import end_with_parent
 from rt_plugin.console.progress import Progress
 from rt_plugin.corpus.encoders import LineEncoder, load_line_encoder
 from rt_plugin.corpus.inputs import Cut, Form, Input, documents_begun, read_cuts
+from rt_plugin.corpus.workers import pool_of
 from rt_plugin.errors import UserError
 from rt_plugin.text.raw import Chunk
 
@@ -257,8 +253,6 @@ _worker: Worker | None = None  # of a worker process
 def _start_worker(tokenizer: Path, layout: Layout, parts: Path) -> None:
     global _worker
     _worker = Worker(load_line_encoder(tokenizer), layout, parts)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the first one ends the others
-    end_with_parent()
 
 
 def _work(part: Part, chunks: list[Chunk]) -> None:
@@ -291,29 +285,17 @@ def encode_parts(
         return
     sizes = {part.number: sum(section.cut.length for section in part.sections) for part in parts}
     running: dict[Future, Part] = {}
-    # fork spares each worker the import of torch; macOS' system libraries do not survive it
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    try:
-        with (
-            ProcessPoolExecutor(processes, context, _start_worker, (tokenizer, layout, folder)) as pool,
-            Progress(f"{left[0].stream}: encoding", sum(sizes.values()), "B", report) as progress,
-        ):
-            progress.skip_to(sum(sizes.values()) - sum(sizes[part.number] for part in left))
-            try:
-                for part, chunks in _read_parts(left, inputs, layout.form):
-                    while len(running) >= processes + 2:
-                        _collect(running, sizes, progress)
-                    running[pool.submit(_work, part, chunks)] = part
-                while running:
-                    _collect(running, sizes, progress)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process was killed, perhaps because memory ran out; run the same command again with fewer "
-            "--workers: it continues"
-        ) from None
+    with (
+        pool_of(processes, _start_worker, (tokenizer, layout, folder)) as pool,
+        Progress(f"{left[0].stream}: encoding", sum(sizes.values()), "B", report) as progress,
+    ):
+        progress.skip_to(sum(sizes.values()) - sum(sizes[part.number] for part in left))
+        for part, chunks in _read_parts(left, inputs, layout.form):
+            while len(running) >= processes + 2:
+                _collect(running, sizes, progress)
+            running[pool.submit(_work, part, chunks)] = part
+        while running:
+            _collect(running, sizes, progress)
 
 
 def _read_parts(parts: Sequence[Part], inputs: Sequence[Input], form: Form) -> Iterator[tuple[Part, list[Chunk]]]:
@@ -341,16 +323,16 @@ def dataset_name(split: str, shard: int) -> str:
 
 
 class FinishedParts:
-    """The files of a stream's parts, in order."""
+    """The files of a stream's parts, in order; each is looked into once, however many shards there are."""
 
     def __init__(self, folder: Path, stream: str):
-        self._paths = sorted(folder.glob(f"{stream}-*.npz"))
-
-    def about(self) -> Iterator[dict]:
-        """What each section says of itself: file, shard, counts by split."""
-        for path in self._paths:
+        self.about: list[dict] = []  # what each section says of itself: file, shard, counts by split
+        self._with: dict[str, list[Path]] = defaultdict(list)  # by the arrays that they hold
+        for path in sorted(folder.glob(f"{stream}-*.npz")):
             with np.load(path) as part:
-                yield from json.loads(str(part["about"]))
+                self.about += json.loads(str(part["about"]))
+                for name in part.files:
+                    self._with[name].append(path)
 
     def write_dataset(self, name: str, prefix: Path, dtype: np.dtype) -> None:
         """Join the parts of a data set, unless it is there; both of its files appear when complete.
@@ -367,11 +349,10 @@ class FinishedParts:
             return
         lengths = [np.zeros(0, np.int32)]
         with replacing(data) as file:
-            for path in self._paths:
+            for path in self._with[f"{name}-tokens"]:
                 with np.load(path) as part:
-                    if f"{name}-tokens" in part.files:
-                        file.write(part[f"{name}-tokens"].astype(dtype).tobytes())
-                        lengths.append(part[f"{name}-lengths"])
+                    file.write(part[f"{name}-tokens"].astype(dtype, copy=False).data)
+                    lengths.append(part[f"{name}-lengths"])
         with replacing(index) as file:
             file.write(index_header(np.concatenate(lengths), dtype))
 

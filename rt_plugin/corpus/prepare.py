@@ -120,6 +120,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.valid and args.valid_documents:
         parser.error("--valid and --valid-documents: give one of them")
+    if args.fresh and (args.part or args.merge):
+        parser.error("--fresh deletes what the other machines have done; remove the folder before the first one starts")
     return args
 
 
@@ -212,8 +214,9 @@ def prepare(args: argparse.Namespace, report: Callable[[str], None]) -> dict | N
                 )
             for split in SPLITS:
                 encode_parts(work.parts(split), work.inputs[split], work.layout, args.out, parts, args.workers, report)
-            _write_datasets(args, parts)
-            manifest = {**work.plan, **_results(args, parts), "seconds": round(time.monotonic() - started, 1)}
+            finished = {split: FinishedParts(parts, split) for split in SPLITS}
+            _write_datasets(args, finished)
+            manifest = {**work.plan, **_results(args, finished), "seconds": round(time.monotonic() - started, 1)}
             _write_json(args.out / MANIFEST_FILE, manifest)
             shutil.rmtree(parts)
             return manifest
@@ -224,8 +227,9 @@ def _prepare_share(args: argparse.Namespace, report: Callable[[str], None], busy
     number, shares = args.part
     parts = args.out / _PARTS_FOLDER
     args.out.mkdir(parents=True, exist_ok=True)
+    waiting = f"{args.out}: waiting for another machine, which looks through the text or trains the tokenizer"
     with contextlib.ExitStack() as locks:
-        with in_turn(args.out / ".lock"):
+        with in_turn(args.out / ".lock", lambda: report(waiting)):
             locks.enter_context(only_user_of(args.out, busy, args.out / f".part-{number}-of-{shares}.lock"))
             work = begin(args, report)
         if not isinstance(work, Work):
@@ -494,26 +498,26 @@ def shard_folders(out: Path, shards: int) -> list[Path]:
     return [out] if shards == 1 else [out / f"shard{i}" for i in range(shards)]
 
 
-def _write_datasets(args: argparse.Namespace, parts: Path) -> None:
+def _write_datasets(args: argparse.Namespace, finished: dict[str, FinishedParts]) -> None:
     dtype = load_line_encoder(args.out).dtype
     folders = shard_folders(args.out, args.shards)
     for shard, folder in enumerate(folders):
         copy_files([(args.out / name, name) for name in TOKENIZER_FILES], folder)
-        FinishedParts(parts, "train").write_dataset(dataset_name("train", shard), folder / "train", dtype)
+        finished["train"].write_dataset(dataset_name("train", shard), folder / "train", dtype)
     for split in ("valid", "test"):
         if getattr(args, split):
-            FinishedParts(parts, split).write_dataset(split, folders[0] / split, dtype)
+            finished[split].write_dataset(split, folders[0] / split, dtype)
     if args.valid_documents:
-        FinishedParts(parts, "train").write_dataset("valid", folders[0] / "valid", dtype)
+        finished["train"].write_dataset("valid", folders[0] / "valid", dtype)
 
 
-def _results(args: argparse.Namespace, parts: Path) -> dict:
+def _results(args: argparse.Namespace, finished: dict[str, FinishedParts]) -> dict:
     """Counts by split and by file, the data's name for fairseq, and the versions of what made them."""
     splits, files, shards = {}, {}, [0] * args.shards
     for stream in SPLITS:
         names = [str(path) for path in getattr(args, stream)]
         files.update({name: Counter() for name in names})
-        for about in FinishedParts(parts, stream).about():
+        for about in finished[stream].about:
             for split, counts in about["counts"].items():
                 splits.setdefault(split, Counter()).update(counts)
                 files[names[about["file"]]].update(counts)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rt_plugin.errors import UserError
-from rt_plugin.text.raw import COMPRESSED, open_text
+from rt_plugin.text.raw import COMPRESSED, open_text, read_lines
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 PARQUET = ".parquet"
@@ -55,6 +55,9 @@ def open_documents(
 
 def read_document_lines(path: Path, text_field: str = "text") -> Iterator[str]:
     """The lines of a corpus file, for training a tokenizer; see `open_documents`."""
+    if kind_of(path) == "text":
+        yield from read_lines(path)
+        return
     with open_documents(path, text_field) as (file, _):
         for line in file:
             yield line.decode("utf-8").removesuffix("\n")
@@ -68,7 +71,7 @@ def _json_texts(path: Path, file: BinaryIO, field: str) -> Iterator[str]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not JSON ({error}); expected one object a line") from None
         if not isinstance(record, dict) or not isinstance(record.get(field), str):
             there = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import gzip
+import hashlib
 import importlib
 import io
 import itertools
@@ -23,6 +24,7 @@ from rt_plugin.console.locks import only_user_of
 from rt_plugin.corpus import inputs
 from rt_plugin.corpus import parts as corpus
 from rt_plugin.corpus import prepare as prepare_corpus
+from rt_plugin.errors import UserError
 from rt_plugin.glue import prepare as glue_data
 from rt_plugin.model import RecurrentRobertaModel
 from rt_plugin.text import records
@@ -234,30 +236,60 @@ def assert_group_ends(group):
             time.sleep(0.05)
 
 
+# Every worker finishes one part, then leaves half a file of the next one and stops, until it is killed.
+STOPPING = """
+import signal, sys
+import numpy as np
+from rt_plugin.corpus import parts, prepare
+save = np.savez
+def save_once(file, **arrays):
+    if save_once.calls:
+        file.write(b"PK half a file")
+        file.flush()
+        signal.pause()
+    save_once.calls = 1
+    save(file, **arrays)
+save_once.calls = 0
+parts.np.savez = save_once
+sys.exit(prepare.main(sys.argv[1:]))
+"""
+
+
+def start(*arguments, stopping=False):
+    command = [*(("-c", STOPPING) if stopping else ("-m", "rt_plugin", "prepare-corpus")), *map(str, arguments)]
+    return subprocess.Popen([sys.executable, *command], start_new_session=True, stderr=subprocess.PIPE, text=True)
+
+
+def killed_with_parts(out, *processes):
+    """Kill processes of `STOPPING` when each has one part, and half of another; the names of what is finished."""
+    while any(len(list(out.glob(pattern))) < len(processes) for pattern in ("parts/*.npz", "parts/.*.tmp")):
+        assert all(process.poll() is None for process in processes), [p.communicate()[1] for p in processes]
+        time.sleep(0.01)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    for process in processes:
+        assert process.wait() == -signal.SIGKILL
+        assert_group_ends(process.pid)
+    finished = {path.name: path.stat().st_mtime_ns for path in out.glob("parts/*.npz")}
+    assert len(finished) == len(processes)
+    assert not (out / "manifest.json").exists()
+    return finished
+
+
 def test_killed_run_continues_with_what_is_missing(whole, train_text, tokenizer_folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     options = (train_text, "--valid", tokenizer_folder / "valid.txt", "--tokenizer", tokenizer_folder, "--out", out)
-    script = [sys.executable, "-m", "rt_plugin", "prepare-corpus", *options, "--workers", "1"]
-    process = subprocess.Popen(list(map(str, script)), start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not (finished := {p.stem for p in out.glob("parts/*.npz")}) and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert_group_ends(process.pid)
-    finished = {p.stem for p in out.glob("parts/*.npz")}
-    assert finished
-    assert not (out / "manifest.json").exists()
+    finished = killed_with_parts(out, start(*options, "--workers", 1, stopping=True))
     encode = corpus.Worker.__call__
 
     def encode_and_note(worker, part, chunks):  # in a worker process, which inherits this by fork
         encode(worker, part, chunks)
         with (tmp_path / "encoded").open("a") as file:
-            file.write(f"{part.name}\n")
+            file.write(f"{part.name}.npz\n")
 
     monkeypatch.setattr(corpus.Worker, "__call__", encode_and_note)
     prepare(*options)
-    assert finished.isdisjoint((tmp_path / "encoded").read_text().split())
+    assert set(finished).isdisjoint((tmp_path / "encoded").read_text().split())
     for split in ("train", "valid"):
         assert files_of(out, split) == files_of(whole, split)
 
@@ -406,55 +438,76 @@ def test_a_file_without_text_is_named(tokenizer_folder, tmp_path, capsys):
     assert "blank.txt: holds no text, only white space" in capsys.readouterr().out
 
 
+NEW_TOKENIZER = ("--vocab-size", 300, "--normalization", "none")
+
+
 @pytest.fixture(scope="module")
-def whole_spread(train_text, tokenizer_folder, tmp_path_factory):
-    """What one machine makes of two files, with shards and held-out documents."""
+def whole_spread(train_text, tmp_path_factory):
+    """What one machine makes of two files, with a tokenizer trained on them, shards and held-out documents."""
     folder = tmp_path_factory.mktemp("spread")
     first, second = train_text.read_bytes().rsplit(b"\n\n", 1)
     texts = [folder / "a.txt", folder / "b.txt.gz"]
-    texts[0].write_bytes(first * 2)
+    texts[0].write_bytes(first)
     texts[1].write_bytes(gzip.compress(second * 3 + b"\n\n" + first))
-    options = (*texts, "--valid-documents", 9, "--shards", 2, "--tokenizer", tokenizer_folder)
-    prepare(*options, "--out", folder / "out", "--workers", 2)
-    return options, folder / "out"
+    options = (*texts, "--valid-documents", 9, "--shards", 2)
+    prepare(*options, *NEW_TOKENIZER, "--out", folder / "out", "--workers", 2)
+    return (*options, "--tokenizer", folder / "out"), folder / "out"
 
 
 def data_files(out):
     return {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.suffix in (".bin", ".idx", ".txt")}
 
 
-def start(*arguments):
-    command = [sys.executable, "-m", "rt_plugin", "prepare-corpus", *map(str, arguments)]
-    return subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+def test_two_machines_make_what_one_does_though_both_are_killed(whole_spread, tmp_path):
+    """Two processes stand in for them. The tokenizer is trained once, what is finished is not done again."""
+    (*options, _, _), expected = whole_spread
+    options, out = (*options, *NEW_TOKENIZER), tmp_path / "out"
 
+    def shares(**how):
+        return [start(*options, "--out", out, "--part", f"{i}/2", "--workers", 1, **how) for i in (1, 2)]
 
-def test_two_machines_make_what_one_does_whenever_they_are_killed(whole_spread, tmp_path):
-    """Two processes stand in for them; both are killed after their first finished parts, and started again."""
-    options, expected = whole_spread
-    out = tmp_path / "out"
-
-    def shares():
-        return [start(*options, "--out", out, "--part", f"{i}/2", "--workers", 1) for i in (1, 2)]
-
-    processes, deadline = shares(), time.monotonic() + 120
-    while len(list(out.glob("parts/*.npz"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.002)
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-    for process in processes:
-        process.wait()
-        assert_group_ends(process.pid)
-    finished = {path: path.stat().st_mtime_ns for path in out.glob("parts/*.npz")}
-    assert finished
-    said = [process.communicate(timeout=120)[1] for process in shares()]
-    assert sorted("all are done" in text for text in said)[-1], said
+    processes = shares(stopping=True)
+    finished = killed_with_parts(out, *processes)
+    said = [process.stderr.read() for process in processes]
+    assert sorted("training a tokenizer" in text for text in said) == [False, True], said
+    ended = [(process.communicate()[1], process.returncode) for process in shares()]
+    assert [status for _, status in ended] == [0, 0], ended
+    assert any("all are done; then: the same command with --merge" in text for text, _ in ended), ended
+    assert not any("training a tokenizer" in text for text, _ in ended), ended
     assert not (out / "manifest.json").exists()
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert {name: (out / "parts" / name).stat().st_mtime_ns for name in finished} == finished
     prepare(*options, "--out", out, "--merge")
     assert data_files(out) == data_files(expected)
     a, b = (json.loads((folder / "manifest.json").read_text()) for folder in (out, expected))
     for name in ("options", "inputs", "counts", "counts_by_file", "tokens_by_shard"):
         assert a[name] == b[name]
+
+
+def test_a_machine_says_what_it_waits_for(whole_spread, tmp_path, monkeypatch, capsys):
+    options, _ = whole_spread
+    (tmp_path / "out").mkdir()
+    with contextlib.ExitStack() as first:
+        first.enter_context(only_user_of(tmp_path / "out", ""))
+
+        def report(line):
+            print(line)
+            first.close()  # else this would wait for ever
+
+        monkeypatch.setattr(prepare_corpus.commands, "report", report)
+        prepare(*options, "--out", tmp_path / "out", "--part", "1/2", "--workers", 1)
+    said = capsys.readouterr().out
+    assert "waiting for another machine, which looks through the text or trains the tokenizer" in said
+
+
+def test_one_machine_does_not_delete_what_others_have_done(whole_spread, tmp_path, capsys):
+    options, _ = whole_spread
+    prepare(*options, "--out", tmp_path, "--part", "1/2", "--workers", 1)
+    done = sorted(tmp_path.rglob("*"))
+    for which in (("--part", "1/2"), ("--merge",)):
+        with pytest.raises(SystemExit):
+            prepare_corpus.main([*map(str, options), "--out", str(tmp_path), "--fresh", *which])
+        assert "--fresh deletes what the other machines have done" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == done
 
 
 def test_parts_share_the_work(whole_spread, tmp_path, capsys):
@@ -472,16 +525,6 @@ def test_parts_share_the_work(whole_spread, tmp_path, capsys):
     assert "--shards was 2, is 3" in error_of(capsys, *options, "--out", out, "--merge", "--shards", 3)
     prepare(*options, "--out", out, "--merge")
     assert data_files(out) == data_files(expected)
-
-
-def test_a_tokenizer_for_several_machines_is_trained_once(train_text, tmp_path):
-    options = (train_text, "--vocab-size", 300, "--normalization", "none")
-    prepare(*options, "--out", tmp_path / "whole")
-    processes = [start(*options, "--out", tmp_path / "out", "--part", f"{i}/2") for i in (1, 2)]
-    said = [process.communicate(timeout=240)[1] for process in processes]
-    assert sorted("training a tokenizer" in text for text in said) == [False, True]
-    prepare(*options, "--out", tmp_path / "out", "--merge")
-    assert data_files(tmp_path / "out") == data_files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b", "-1/2"])
@@ -581,6 +624,7 @@ def test_tokenizer_is_trained_on_records(texts, tmp_path):
         ("a.jsonl", b'{"body": "One.", "id": 3}\n', "no text in a field 'text' (there: body, id); name the field with"),
         ("a.jsonl", b'["One."]\n', "no text in a field 'text' (there: list)"),
         ("a.jsonl", b'{"text": "  "}\n', "a.jsonl: no text for train"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: not JSON"),
         ("a.parquet", b"PAR1 no such thing", "a.parquet: the parquet file is broken or cut off"),
         ("b.parquet", lambda: parquet(["One."], "body"), "no column 'text' (there: id, body); name the column with"),
         ("c.parquet", lambda: parquet([3, 4]), "column 'text' holds int, expected text"),
@@ -591,6 +635,14 @@ def test_bad_records_end_in_one_line(name, content, message, tokenizer_folder, t
         pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content())
     assert message in error_of(capsys, tmp_path / name, "--tokenizer", tokenizer_folder, "--out", tmp_path / "out")
+
+
+def test_bad_text_beside_records_is_named_when_a_tokenizer_is_trained(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_bytes(json_lines(["One.", "Two."]))
+    (tmp_path / "b.txt").write_bytes(b"A line of text.\n" + BROKEN)
+    files = (tmp_path / "a.jsonl", tmp_path / "b.txt")
+    error = error_of(capsys, *files, "--vocab-size", 300, "--out", tmp_path / "out")
+    assert "b.txt, line 2: not UTF-8 (byte 0xe9" in error
 
 
 def test_a_record_that_does_not_end_is_refused(tokenizer_folder, tmp_path, capsys, monkeypatch):
@@ -657,6 +709,59 @@ def test_a_restart_reads_only_what_changed(options, train_text, tokenizer_folder
     assert looked == [*files[:3], files[1], files[3]]
     whole = [*arguments[:4], *arguments[4:6], "--out", tmp_path / "whole", *arguments[8:]]
     prepare(*whole)
+    assert data_files(tmp_path / "out") == data_files(tmp_path / "whole")
+
+
+def stopped(path, form):
+    time.sleep(300)
+    (path.parent / "read to its end").touch()
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        (lambda *_: (_ for _ in ()).throw(UserError("bad")), "bad"),
+        (
+            lambda *_: os.kill(os.getpid(), signal.SIGKILL),
+            "a worker process was killed, perhaps because memory ran out",
+        ),
+    ],
+)
+def test_processes_that_look_through_files_end_with_the_first_error(
+    first, message, train_text, tokenizer_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(inputs, "_TOGETHER", 1)
+    monkeypatch.setattr(inputs, "_WORTH_KEEPING", 1)
+    files = [tmp_path / f"{i}.txt" for i in range(2)]
+    for file in files:
+        file.write_bytes(train_text.read_bytes()[:20_000])
+    look = {files[0]: first, files[1]: stopped}
+    monkeypatch.setattr(inputs, "_look_through_file", lambda path, form: look[path](path, form))
+    error = error_of(capsys, *files, "--tokenizer", tokenizer_folder, "--out", tmp_path / "out", "--workers", 2)
+    assert message in error
+    assert not (tmp_path / "read to its end").exists()
+
+
+def test_what_is_known_of_a_file_is_its_checksum_whatever_its_kind(texts, tokenizer_folder, tmp_path):
+    plain = "\n\n".join(texts).encode()
+    kinds = {"a.txt": plain, "a.gz": gzip.compress(plain) + bytes(99), "a.xz": lzma.compress(plain)}
+    kinds |= {"a.jsonl": json_lines(texts), "a.json.xz": lzma.compress(json_lines(texts))}
+    for name, content in kinds.items():
+        (tmp_path / name).write_bytes(content)
+    prepare(*(tmp_path / name for name in kinds), "--tokenizer", tokenizer_folder, "--out", tmp_path / "out")
+    noted = json.loads((tmp_path / "out" / "manifest.json").read_text())["inputs"]["train"]
+    assert [x["sha256"] for x in noted] == [hashlib.sha256(content).hexdigest() for content in kinds.values()]
+
+
+def test_a_damaged_note_of_a_file_is_made_anew(train_text, tokenizer_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "_WORTH_KEEPING", 1)
+    options = (train_text, "--tokenizer", tokenizer_folder, "--workers", 1)
+    prepare(*options, "--out", tmp_path / "out", "--part", "1/2")
+    (note,) = (tmp_path / "out" / "parts" / "inputs").glob("*.npz")
+    note.write_bytes(note.read_bytes()[:-20])
+    prepare(*options, "--out", tmp_path / "out", "--part", "2/2")
+    prepare(*options, "--out", tmp_path / "out", "--merge")
+    prepare(*options, "--out", tmp_path / "whole")
     assert data_files(tmp_path / "out") == data_files(tmp_path / "whole")
 
 
