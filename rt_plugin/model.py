@@ -211,7 +211,26 @@ class RecurrentRobertaEncoder(RobertaEncoder):
 
 @register_model("recurrent_roberta")
 class RecurrentRobertaModel(RobertaModel):
-    """RoBERTa with SwishRNN blocks: "Simple Recurrence Improves Masked Language Models", arXiv 2205.11588."""
+    """RoBERTa with SwishRNN blocks: "Simple Recurrence Improves Masked Language Models", arXiv 2205.11588.
+
+    Trained with `--arch recurrent_roberta`. `from_pretrained` loads a model folder for use; what it returns takes
+    sentences or lists of them (`rt_plugin.hub.RecurrentRobertaHubInterface` has the whole of it):
+
+    encode, decode      text -> token ids, and back
+    fill_mask           the most probable tokens for each <mask>
+    extract_features    the encoder's output for every token
+    embed               one vector a sentence, as numpy arrays
+    score               pseudo-log-likelihood
+    classify, predict   labels, or what a classification head says, of a fine-tuned model
+
+    >>> from rt_plugin.model import RecurrentRobertaModel
+    >>> model = RecurrentRobertaModel.from_pretrained("examples/checkpoints/recurrent_roberta_mini")
+    >>> filled = model.fill_mask("The president of the <mask> States signed the law.", topk=3)
+    >>> filled[0][0]
+    'The president of the United States signed the law.'
+    >>> model.embed(["One sentence.", "And another one."]).shape
+    (2, 256)
+    """
 
     separates_documents = True  # `forward` takes `attention_documents` and `recurrence_documents`
 
@@ -309,7 +328,20 @@ class RecurrentRobertaModel(RobertaModel):
         bpe="sentencepiece",
         **kwargs,
     ):
-        """Load a model folder for inference; see `rt_plugin.hub.from_pretrained`."""
+        """Load a model folder for inference: one of this class, or of fairseq's roberta.
+
+        Args:
+            model_name_or_path: the folder, with checkpoint, dict.txt and tokenizer.
+            checkpoint_file: default "checkpoint_best.pt".
+            data_name_or_path: another folder with dictionary and tokenizer.
+            bpe, kwargs: see `rt_plugin.hub.from_pretrained`.
+
+        Returns:
+            rt_plugin.hub.RecurrentRobertaHubInterface, in eval mode, on the CPU.
+
+        Raises:
+            UserError: a folder or a file is missing, or tokenizer and dictionary do not belong together.
+        """
         from rt_plugin import hub
 
         return hub.from_pretrained(model_name_or_path, checkpoint_file, data_name_or_path, bpe=bpe, **kwargs)

@@ -30,12 +30,13 @@ MAY_IMPORT = {
     "blocks": (*_GROUND, "console"),
     "repairs": _FILES,  # what a training starts from is the model folder's knowledge
     "text": _FILES,
-    "hub": _TEXT,
+    "inference": _TEXT,
+    "hub": ("inference",),
     "model": ("reference", "ops", "documents", "modules", *_FILES, "hub"),
     "corpus": _TEXT,
     "pretrain": _TEXT,
-    "glue": (*_TEXT, "hub"),
-    "evaluation": ("reference", "modules", *_TEXT, "hub"),  # it looks into the blocks of a loaded model
+    "glue": (*_TEXT, "inference", "hub"),
+    "evaluation": ("reference", "modules", *_TEXT, "inference", "hub"),  # it looks into the blocks of a loaded model
     "replicate": (*_TEXT, "pretrain", "glue"),
     "tasks": (*_TEXT, "blocks", "glue"),
     "criterions": (*_TEXT, "glue"),

@@ -18,9 +18,10 @@ PICTURE = REPOSITORY / "docs" / "figures" / "architecture.svg"
 PLACES = {
     **{"reference": (0, 1), "csrc": (1, 1), "model_folder": (2, 1), "repairs": (3, 1)},
     **{"ops": (0, 2), "backends": (1, 2), "text": (2, 2), "pretrain": (3, 2)},
-    **{"modules": (0, 3), "hub": (1, 3), "corpus": (2, 3)},
-    **{"documents": (3, 3), "model": (0, 4), "glue": (1, 4), "evaluation": (2, 4), "blocks": (3, 4)},
-    **{"tasks": (1, 5), "criterions": (2, 5), "replicate": (3, 5)},
+    **{"modules": (0, 3), "inference": (1, 3), "corpus": (2, 3), "documents": (3, 3)},
+    **{"hub": (1, 4), "blocks": (3, 4)},
+    **{"model": (0, 5), "glue": (1, 5), "evaluation": (2, 5)},
+    **{"tasks": (1, 6), "criterions": (2, 6), "replicate": (3, 6)},
 }
 GROUND = ("console", "errors", "trust", "_after_import", "_location", "_version")  # serve everybody
 WIDTH, HEIGHT, GAP, MARGIN, BAND = 240, 152, 30, 20, 46

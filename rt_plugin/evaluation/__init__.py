@@ -1,3 +1,1 @@
 """What an encoder knows without fine-tuning: sentence scores, minimal pairs, and what its recurrence has learned."""
-
-MASKS = ("token", "word")  # what is hidden at a time, see likelihood

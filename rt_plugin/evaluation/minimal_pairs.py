@@ -31,11 +31,12 @@ from rt_plugin.console import commands
 from rt_plugin.console.files import replacing, sha256
 from rt_plugin.console.progress import Progress
 from rt_plugin.errors import UserError
-from rt_plugin.evaluation import MASKS, pairs_report
+from rt_plugin.evaluation import pairs_report
 from rt_plugin.evaluation.pairs import Pair, Paradigm, digest, read_paradigms
+from rt_plugin.inference import MASKS
 
 if TYPE_CHECKING:
-    from rt_plugin.evaluation.likelihood import PseudoLikelihood, Sentence
+    from rt_plugin.inference.likelihood import PseudoLikelihood, Sentence
 
 SETTINGS_FILE = "settings.json"
 SCORES_FOLDER = "scores"
@@ -166,7 +167,7 @@ def evaluate(args: argparse.Namespace) -> None:
     import torch
 
     from rt_plugin import hub
-    from rt_plugin.evaluation.likelihood import PseudoLikelihood
+    from rt_plugin.inference.likelihood import PseudoLikelihood
 
     model = hub.from_pretrained(str(args.model), args.checkpoint)
     if torch.cuda.is_available() and not args.cpu:

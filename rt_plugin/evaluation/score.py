@@ -30,11 +30,11 @@ from rt_plugin.console import commands
 from rt_plugin.console.files import replacing
 from rt_plugin.console.progress import Progress
 from rt_plugin.errors import UserError
-from rt_plugin.evaluation import MASKS
+from rt_plugin.inference import MASKS
 from rt_plugin.text.raw import read_lines
 
 if TYPE_CHECKING:
-    from rt_plugin.evaluation.likelihood import PseudoLikelihood, Sentence
+    from rt_plugin.inference.likelihood import PseudoLikelihood, Sentence
 
 FORMATS = ("csv", "tsv", "jsonl")
 UNITS = {"nats": 1.0, "bits": math.log(2)}  # how many nats one is
@@ -128,7 +128,7 @@ def score(args: argparse.Namespace) -> None:
     import torch
 
     from rt_plugin import hub
-    from rt_plugin.evaluation.likelihood import PseudoLikelihood
+    from rt_plugin.inference.likelihood import PseudoLikelihood
 
     model = hub.from_pretrained(str(args.model), args.checkpoint)
     if torch.cuda.is_available() and not args.cpu:

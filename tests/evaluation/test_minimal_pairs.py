@@ -9,9 +9,9 @@ import pytest
 from conftest import REPOSITORY
 from rt_plugin import UserError, hub
 from rt_plugin.evaluation import minimal_pairs
-from rt_plugin.evaluation.likelihood import PseudoLikelihood
 from rt_plugin.evaluation.pairs import accuracy_of, mean_of, paired_difference, read_paradigms
 from rt_plugin.evaluation.pairs_report import FILES
+from rt_plugin.inference.likelihood import PseudoLikelihood
 
 BLIMP = REPOSITORY / "examples" / "minimal_pairs" / "blimp_sample.jsonl"
 

@@ -10,7 +10,7 @@ import torch
 from conftest import SAMPLE
 from rt_plugin import UserError, hub
 from rt_plugin.evaluation import score
-from rt_plugin.evaluation.likelihood import MASKS, PseudoLikelihood
+from rt_plugin.inference.likelihood import MASKS, PseudoLikelihood
 
 SENTENCES = (
     "The film was made in 1998 by an unexpectedly extraordinary photographer.",

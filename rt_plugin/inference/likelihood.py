@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from fairseq.models.roberta import RobertaHubInterface
 from torch import Tensor
 
-from rt_plugin import hub
 from rt_plugin.errors import UserError
-from rt_plugin.evaluation import MASKS
+from rt_plugin.inference import MASKS
+from rt_plugin.inference.batches import TOKENS_PER_BATCH, logits_at
 
-TOKENS_PER_BATCH = 4096  # fastest on CPUs for the mini models: what a layer writes stays in the cache
+MASK = "<mask>"
 _WORD_BEGINS = "\u2581"
 
 
@@ -46,7 +47,7 @@ class PseudoLikelihood:
     that each masked copy is for. Equal sentences have equal scores, to the last bit.
 
     Args:
-        model: a loaded model folder, see `hub.from_pretrained`; in eval mode.
+        model: a loaded model folder, see `loading.from_pretrained`; in eval mode.
         mask: "token" (default): one position at a time; "word": also the tokens that follow it in its word.
         tokens_per_batch: size of a batch; it changes the speed, and the scores by rounding errors only.
 
@@ -56,7 +57,7 @@ class PseudoLikelihood:
 
     def __init__(
         self,
-        model: hub.RecurrentRobertaHubInterface,
+        model: RobertaHubInterface,
         mask: str = "token",
         tokens_per_batch: int = TOKENS_PER_BATCH,
     ):
@@ -136,8 +137,8 @@ class PseudoLikelihood:
         if self.mask == "word":
             same_word = words == words.gather(1, places.unsqueeze(1))
             hidden = same_word & (positions >= places.unsqueeze(1))
-        masked = tokens.masked_fill(hidden, self._dictionary.index(hub.MASK))
+        masked = tokens.masked_fill(hidden, self._dictionary.index(MASK))
         device = self._model.device
-        logits = self._model.model(masked.to(device), masked_tokens=wanted.to(device))[0].float()  # (R, vocabulary)
+        logits = logits_at(self._model.model, masked.to(device), wanted.to(device))  # (R, vocabulary)
         target = logits.gather(1, tokens[wanted].unsqueeze(1).to(device)).squeeze(1)
         return (target - logits.logsumexp(dim=1)).double().cpu().numpy()
