@@ -1,11 +1,15 @@
-"""Which backends of the recurrence are there, why one is not, and how to get it."""
+"""Which backends of the recurrence are there, why one is not, and how to get it; and what fairseq's --user-dir takes.
+
+fairseq-train DATA --user-dir "$(rt-plugin backends --user-dir)" ...
+"""
 
 import argparse
 import platform
 from collections.abc import Sequence
 
+from rt_plugin._location import USER_DIR
 from rt_plugin._version import __version__
-from rt_plugin.console import commands
+from rt_plugin.console import commands, requirements
 
 
 def describe_backends() -> str:
@@ -26,6 +30,20 @@ def describe_backends() -> str:
     return "\n".join(lines)
 
 
+def describe_fairseq() -> str:
+    """Two lines: the fairseq that is there, or how to install it, and the path that its commands take.
+
+    fairseq is not imported for it.
+    """
+    version = requirements.fairseq_version()
+    if version is None:
+        line = f"fairseq is not installed; run: {requirements.INSTALL['fairseq']}"
+    else:
+        expected = requirements.FAIRSEQ_VERSION
+        line = f"fairseq {version}" + ("" if version == expected else f"; the plugin is written for {expected}")
+    return f"{line}\n--user-dir {USER_DIR}"
+
+
 def _details(device_type: str) -> str:
     import torch
 
@@ -43,13 +61,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--require", choices=("cpu", "cuda"), action="append", default=[], help="exit with 1 where this one is missing"
     )
+    parser.add_argument("--user-dir", action="store_true", help="print the path for fairseq's --user-dir, nothing else")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     args = parse_arguments(argv)
+    if args.user_dir:
+        print(USER_DIR)
+        return 0
     from rt_plugin import ops
 
     print(describe_backends())
+    print(describe_fairseq())
     return int(any(ops.native_backends()[device_type] for device_type in args.require))

@@ -40,6 +40,8 @@ from benchmark_op import (
 from torch import nn
 from torch.nn import functional as F
 
+import checkout
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rt_plugin.modules import RecurrentFFN
 
@@ -237,7 +239,7 @@ def plot(rows: list[dict], file: Path, title: str) -> None:
 
 
 def parse(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = checkout.parser(__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--widths", default="128,256,768", help="d, comma-separated (default: 128,256,768)")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="comma-separated")

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+import checkout
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 WORDS = 32_000
 MEAN_TOKENS = 37.5  # of a sentence; 80 million have 3 billion
@@ -159,7 +161,7 @@ def answer(worker: subprocess.Popen):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = checkout.parser(__doc__)
     parser.add_argument(
         "--sentences", type=float, nargs="+", default=[1, 4], metavar="M", help="millions (default: 1 4)"
     )

@@ -31,6 +31,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+import checkout
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rt_plugin import ops, reference
 
@@ -365,7 +367,7 @@ def add_clock(parser: argparse.ArgumentParser) -> None:
 
 
 def parse(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = checkout.parser(__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--shapes", default="512x8x2048,128x16x2048,512x32x344", help="LxBxd', comma-separated")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="comma-separated")

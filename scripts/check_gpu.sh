@@ -8,6 +8,7 @@
 # setuptools; nothing is fetched. The training steps need fairseq, and transformers where it is to be compared. Exits with
 # 1 where a part failed. --dry does all of it on a CPU with small shapes: it shows that the script works, and nothing else.
 set -uo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 dry=

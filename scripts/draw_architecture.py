@@ -11,6 +11,7 @@ import textwrap
 from html import escape
 from pathlib import Path
 
+import checkout
 from architecture import COMPOSITION_ROOTS, REPOSITORY, arrows, modules, read_imports, room_of
 
 PICTURE = REPOSITORY / "docs" / "figures" / "architecture.svg"
@@ -38,7 +39,7 @@ STYLE = (
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = checkout.parser(__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the picture is another")
     return parser.parse_args()
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from quickstart_report import write_report
 
+import checkout
 from rt_plugin.console.files import last_line
 from rt_plugin.console.progress import duration
 from rt_plugin.errors import UserError
@@ -63,9 +64,7 @@ class StageError(Exception):
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="quickstart.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = checkout.parser(__doc__, prog="quickstart.sh")
     parser.add_argument("--size", choices=SETTINGS, default="tiny", help="size of the model (default: %(default)s)")
     parser.add_argument("--gpu", action="store_true", help="train on a CUDA device, in half precision")
     parser.add_argument("--compare", action="store_true", help="also train the roberta of the same size, for the table")

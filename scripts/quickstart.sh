@@ -9,7 +9,7 @@ python=$venv/bin/python
 # A wrong option must not cost an installation. A Python that is missing or too old is for setup.sh to complain about.
 if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
   "$python" "$root/scripts/quickstart.py" --check-options "$@"
-  case " $* " in *" --help "* | *" -h "*) exit ;; esac
+  case " $* " in *" --help "* | *" -h "* | *" --version "*) exit ;; esac
 fi
 bash "$root/scripts/setup.sh"
 exec "$venv/bin/python" "$root/scripts/quickstart.py" "$@"

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Write the tables of repairs in docs/fairseq.md, from what rt_plugin/repairs declares."""
 
-import argparse
 import re
 import sys
 from pathlib import Path
 
+import checkout
 from rt_plugin.repairs.registry import Repair, all_repairs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -45,7 +45,7 @@ def with_tables(text: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = checkout.parser(__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the tables are others")
     check = parser.parse_args().check
     text = DOCUMENT.read_text(encoding="utf-8")

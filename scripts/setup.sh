@@ -8,6 +8,7 @@
 #
 # A torch that is already there stays as it is; the rest is chosen to fit it.
 set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${VIRTUAL_ENV:-$root/.venv}
@@ -80,14 +81,25 @@ install_the_rest() {
     pip_install "$fairseq (built from source, about two minutes)" --constraint "$constraints" --no-build-isolation "$fairseq"
   fi
   pip_install "rt-plugin from $root" --constraint "$constraints" --no-build-isolation --editable "$root[test]"
+  remove_broken_torchaudio
 }
 
-# Changes when the environment has to be set up again: another checkout, other dependencies, other compiled sources.
+# fairseq asks for a torchaudio, and the index may have none for the torch that is here. One that cannot be loaded takes
+# others with it that look for it, transformers among them. fairseq imports it for text to speech alone.
+remove_broken_torchaudio() {
+  local version
+  version=$(installed_version torchaudio)
+  [ -n "$version" ] && ! "$python" -c 'import torchaudio' >>"$log" 2>&1 || return 0
+  say "removing torchaudio $version, which torch $(installed_version torch) cannot load"
+  "$python" -m pip uninstall --disable-pip-version-check --yes torchaudio >>"$log" 2>&1 || true
+}
+
+# Changes when the environment has to be set up again: another checkout, dependencies, set-up or compiled sources.
 fingerprint() {
   {
     echo "$root"
     "$python" -V
-    cat "$root/pyproject.toml" "$root/setup.py"
+    cat "$root/pyproject.toml" "$root/setup.py" "${BASH_SOURCE[0]}"
     find "$root/rt_plugin" -path '*/csrc/*' -type f -exec cksum {} + | sort
   } | cksum
 }
@@ -97,6 +109,7 @@ is_complete() {
     "$python" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ["torch", "fairseq"])))'
 }
 
+[ $# -eq 0 ] || fail "found $1, expected no argument but --help or --version; it is told by environment variables"
 [ -x "$python" ] || make_environment
 if is_complete; then
   say "$venv is up to date"

@@ -7,11 +7,12 @@
 Without measurements the page says that there are none.
 """
 
-import argparse
 import csv
 import shutil
 import sys
 from pathlib import Path
+
+import checkout
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rt_plugin.console.tables import markdown_table
@@ -120,7 +121,7 @@ def keep(folder: Path) -> None:
 
 
 def main(arguments=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = checkout.parser(__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("outputs/check_gpu"))
     parser.add_argument("--keep", action="store_true", help="copy the files into docs/figures, renew docs/op.md")
     parser.add_argument("--check", action="store_true", help="compare docs/op.md with docs/figures")

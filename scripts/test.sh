@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up, checks the style, runs the tests. Arguments go to pytest: bash scripts/test.sh -k text
 set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bash "$root/scripts/setup.sh"

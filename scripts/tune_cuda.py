@@ -19,6 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import checkout
+
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "rt_plugin" / "csrc"
 TYPES = {"float16": "Half", "bfloat16": "BFloat16", "float32": "float", "float64": "double"}
@@ -73,7 +75,7 @@ def print_fastest(rows: list[dict], count: int) -> None:
 
 
 def parse(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = checkout.parser(__doc__)
     default = "512x32x2048x1,512x32x2048x2,128x256x2048x1,512x8x680x1,512x4x344x1"
     parser.add_argument("--problems", default=default, help=f"LxBxd'xk, comma-separated (default: {default})")
     parser.add_argument("--dtypes", default="float16,bfloat16", help="comma-separated (default: float16,bfloat16)")

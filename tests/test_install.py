@@ -1,5 +1,6 @@
 """Installed, editable and uninstalled: the same names work, and nothing else is left in site-packages."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -167,6 +168,26 @@ def test_toolkit_that_is_newer_than_torch_is_not_used(toolkit, message, sources,
     nvcc.chmod(0o755)
     lines = [line for line in _build(sources, tmp_path, tmp_path / "cuda").splitlines() if "_C_cuda" in line]
     assert len(lines) == 1 and message in lines[0], lines
+
+
+def test_torchaudio_loads_where_it_is_there():
+    """setup.sh removes one that does not fit: fairseq asks for it and PyPI's is built for CUDA."""
+    code = "import importlib.util as u; u.find_spec('torchaudio') and __import__('torchaudio')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_transformers_works_in_this_environment(tmp_path):
+    """It imports the torchaudio that it finds, as soon as a model is asked for."""
+
+    if importlib.util.find_spec("transformers") is None:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", tmp_path, "transformers"]
+        subprocess.run([*map(str, command)], check=True, timeout=600)
+
+    code = "import sys; sys.path.append(sys.argv[1]); from transformers import RobertaForMaskedLM"
+    result = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
 
 
 def test_installed_user_dir_is_found_by_name(wheel, tmp_path):

@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
-from conftest import REPOSITORY, run_command
+from conftest import REPOSITORY, run_command, user_error
 from rt_plugin.__main__ import VERBS, main
+from rt_plugin.console import requirements
+from rt_plugin.console.requirements import FAIRSEQ_VERSION
 
 HEAVY = {"fairseq", "torch", "matplotlib", "scipy", "sklearn", "pandas", "sentencepiece", "sacremoses"}
 LOADED = """
@@ -77,4 +79,34 @@ def test_backends(capsys):
     assert main(["backends"]) == 0
     first, *others = capsys.readouterr().out.splitlines()
     assert first.startswith("rt_plugin 0.1.0, torch ")
-    assert [line.split()[0] for line in others] == ["cpu", "cuda"]
+    assert [line.split()[0] for line in others] == ["cpu", "cuda", "fairseq", "--user-dir"]
+    assert others[2].split()[1] == FAIRSEQ_VERSION
+    assert others[3].split()[1] == str(REPOSITORY / "rt_plugin")
+
+
+def test_backends_without_fairseq(tmp_path, monkeypatch, capsys):
+    """A name that is found, and one whose version stands in another file, as in fairseq's own checkout."""
+    monkeypatch.setitem(sys.modules, "fairseq", None)  # imports of it are forbidden
+    assert main(["backends"]) == 0
+    assert f"\nfairseq is not installed; run: {requirements.INSTALL['fairseq']}\n" in capsys.readouterr().out
+    monkeypatch.delitem(sys.modules, "fairseq")
+    (tmp_path / "fairseq").mkdir()
+    (tmp_path / "fairseq" / "__init__.py").touch()
+    (tmp_path / "fairseq" / "version.txt").write_text("0.12.2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["backends"]) == 0
+    assert "\nfairseq 0.12.2; the plugin is written for 0.12.3.1\n" in capsys.readouterr().out
+
+
+def test_the_user_dir_works_from_any_folder(tmp_path):
+    """The path is printed by itself, and quickly: a shell puts it into the command."""
+    code = "from rt_plugin.__main__ import main; import sys; main(['backends', '--user-dir']); print(*sys.modules)"
+    path, modules = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    ).stdout.splitlines()
+    assert not {"torch", "fairseq"} & set(modules.split())
+    options = ("--task", "rt_masked_lm", "--criterion", "rt_masked_lm", "--arch", "recurrent_roberta_tiny", "--cpu")
+    result = run_command(
+        "fairseq-train", "nowhere", "--user-dir", path, "--batch-size", "1", *options, cwd=tmp_path, ok=False
+    )
+    assert "data folder nowhere: no such folder" in user_error(result)

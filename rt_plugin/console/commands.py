@@ -6,20 +6,28 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from rt_plugin._version import __version__
+from rt_plugin.console import requirements
 from rt_plugin.errors import UserError
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
-_EXTRAS = {"fairseq": "fairseq", "sklearn": "fairseq", "scipy": "fairseq", "matplotlib": "plots"}  # see pyproject.toml
 
 
 def parser(verb: str, description: str, **options) -> argparse.ArgumentParser:
     """The parser of a verb, which prints its description as it stands; `options` go to ArgumentParser."""
-    return argparse.ArgumentParser(
+    made = argparse.ArgumentParser(
         prog=f"rt-plugin {verb}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         **options,
     )
+    add_version(made)
+    return made
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the option `--version`."""
+    parser.add_argument("--version", action="version", version=f"rt-plugin {__version__}")
 
 
 def run(verb: str, action: Callable[[], None], when_stopped: str = "stopped") -> int:
@@ -41,10 +49,9 @@ def run(verb: str, action: Callable[[], None], when_stopped: str = "stopped") ->
         return 1
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in _EXTRAS:
+        if package not in requirements.INSTALL:
             raise
-        advice = f"install rt-plugin[{_EXTRAS[package]}] (docs/install.md)"
-        print(f"rt-plugin {verb}: error: {package} is not installed, which this needs; {advice}", file=sys.stderr)
+        print(f"rt-plugin {verb}: error: {requirements.missing(package)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nrt-plugin {verb}: {when_stopped}", file=sys.stderr, flush=True)

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rt_plugin._location import USER_DIR
-from rt_plugin.console import commands
+from rt_plugin.console import commands, requirements
 from rt_plugin.console.files import last_line, replacing
 from rt_plugin.console.locks import handed_on, note_holder
 from rt_plugin.console.options import check_values
@@ -290,6 +290,7 @@ def run(args: argparse.Namespace) -> None:
     refuse_wrong_launch(args)
     recipe, devices = choose_recipe(args), find_devices(args)
     if not args.print_only:
+        requirements.require("fairseq")
         check_data(args.data)
     command = launch_command(args, devices, fairseq_options(args, recipe, devices))
     print(describe(recipe, devices, command), flush=True)

@@ -12,9 +12,10 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from rt_plugin.console.requirements import FAIRSEQ_VERSION
+
 logger = logging.getLogger(__name__)
 
-FAIRSEQ_VERSION = "0.12.3.1"  # of the package fairseq-fixed
 # Modules of this package, in the order in which their repairs are made: of two that wrap the same function, the later
 # one is called first. Refusals come before anything is done.
 TOPICS = ("libraries", "precision", "distributed", "data", "checkpoint_files", "resuming", "behaviour", "refusals")

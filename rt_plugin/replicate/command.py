@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rt_plugin._location import USER_DIR
-from rt_plugin.console import commands
+from rt_plugin.console import commands, requirements
 from rt_plugin.console.locks import only_user_of
 from rt_plugin.console.tables import markdown_table
 from rt_plugin.errors import UserError
@@ -281,6 +281,8 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(
                 f"--{name} is missing: the folder {'for the results' if name == 'out' else 'of the corpus'}"
             )
+    if args.stage != "report":
+        requirements.require("fairseq")
     check_data(args.data)
     package = os.pathsep.join(filter(None, [str(USER_DIR.parent), os.environ.get("PYTHONPATH")]))
     pool = Pool(args.jobs, {"OMP_NUM_THREADS": str(args.threads), "PYTHONPATH": package}, args.nice)

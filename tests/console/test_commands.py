@@ -31,8 +31,7 @@ def terminate():
         (
             use_matplotlib,
             1,
-            "rt-plugin pretrain: error: matplotlib is not installed, which this needs; install rt-plugin[plots] "
-            "(docs/install.md)\n",
+            "rt-plugin pretrain: error: matplotlib is not installed, which this needs; run: pip install matplotlib\n",
         ),
         (terminate, 130, "\nrt-plugin pretrain: resume it\n"),
     ],

@@ -1,0 +1,164 @@
+"""After a plain `pip install`, torch there and fairseq not: help and versions work, the rest names what is missing."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+from conftest import ENVIRONMENT, REPOSITORY, SAMPLE
+from rt_plugin.__main__ import VERBS, main
+from rt_plugin.console import requirements
+
+MODEL = REPOSITORY / "examples" / "checkpoints" / "recurrent_roberta_mini"
+DATA_FILES = ("train.bin", "train.idx", "valid.bin", "valid.idx", "dict.txt")
+SCRIPTS = REPOSITORY / "scripts"
+NEED_NO_FAIRSEQ = {
+    *("backends", "train-tokenizer", "encode-text", "plot", "report-glue", "glue-baselines", "replicate-report")
+}
+# Hides fairseq, runs what standard input tells, and prints status and standard error of each.
+HIDDEN = """
+import contextlib, io, json, sys
+class NoFairseq:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] == "fairseq":
+            raise ModuleNotFoundError("No module named 'fairseq'", name=name)
+sys.meta_path.insert(0, NoFairseq)
+from rt_plugin.__main__ import main
+results = []
+for argv in json.load(sys.stdin):
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
+        results.append((main(argv), error.getvalue()))
+print(json.dumps(results))
+"""
+
+
+def commands_that_need_fairseq(data):
+    """verb -> arguments that come as far as fairseq."""
+    model, text, out = MODEL, data / "valid.txt", data / "out"
+    commands = {
+        "prepare-corpus": [text, "--valid", text, "--out", out, "--tokenizer", model],
+        "pretrain": [data, "--recipe", "tiny", "--save-dir", out],
+        "unigram": [data],
+        "export": [model, out],
+        "prepare-glue": [SAMPLE, out, "--model", model, "--tasks", "QNLI"],
+        "finetune-glue": [data, out, "--model", model],
+        "predict-glue": ["rows", model, text, data / "predictions.tsv"],
+        "score": [text, "--model", model],
+        "minimal-pairs": [model, REPOSITORY / "examples" / "minimal_pairs", "--out", out],
+        "show-recurrence": [model, text, "--out", out],
+        "replicate": ["smoke", "--data", data, "--out", data / "replication"],
+        "held-out": [model, "--data", data, "--out", out],
+    }
+    return {verb: [verb, *map(str, arguments)] for verb, arguments in commands.items()}
+
+
+@pytest.fixture(scope="module")
+def needing(tmp_path_factory):
+    """The files are empty: nothing of them is read before fairseq is asked for."""
+    folder = tmp_path_factory.mktemp("needing")
+    for name in DATA_FILES:
+        (folder / name).touch()
+    shutil.copy(SAMPLE / "valid.txt", folder)
+    return commands_that_need_fairseq(folder)
+
+
+def assert_one_line(verb, status, error):
+    *_, last = error.rstrip().splitlines()
+    assert status == 1 and "Traceback" not in error, error[-2000:]
+    assert last == f"rt-plugin {verb}: error: {requirements.missing('fairseq')}", error[-2000:]
+
+
+def test_every_verb_that_needs_fairseq_names_the_command_that_installs_it(needing):
+    assert set(needing) | NEED_NO_FAIRSEQ == set(VERBS)
+    result = subprocess.run(
+        [sys.executable, "-c", HIDDEN],
+        input=json.dumps(list(needing.values())),
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    for verb, (status, error) in zip(needing, json.loads(result.stdout.splitlines()[-1]), strict=True):
+        assert_one_line(verb, status, error)
+
+
+def test_the_command_installs_the_version_that_everything_else_names():
+    version = re.escape(f"fairseq-fixed=={requirements.FAIRSEQ_VERSION}")
+    for name in ("pyproject.toml", "scripts/setup.sh", "docs/install.md"):
+        assert re.search(rf"{version}\b", (REPOSITORY / name).read_text(encoding="utf-8")), name
+    assert re.search(rf"--no-build-isolation {version}$", requirements.INSTALL["fairseq"])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_version(verb, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([verb, "--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"rt-plugin {metadata.version('rt-plugin')}\n"
+
+
+def test_parts_of_a_verb_have_a_version(capsys):
+    for part in ("rows", "submission"):
+        with pytest.raises(SystemExit) as end:
+            main(["predict-glue", part, "--version"])
+        assert end.value.code == 0 and capsys.readouterr().out.startswith("rt-plugin ")
+
+
+# Those that only other scripts import, or that read no options.
+NO_OPTIONS = {"architecture.py", "checkout.py", "options.sh", "quickstart_report.py"}
+
+
+def test_every_script_has_help_and_a_version():
+    """Python's in one process; those for the shell as they are called."""
+    names = sorted({path.name for path in SCRIPTS.glob("*.py")} - NO_OPTIONS)
+    code = """
+import contextlib, io, json, runpy, sys
+results = {}
+for name in json.load(sys.stdin):
+    for option in ("--version", "--help"):
+        sys.argv = [name, option]
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            try:
+                runpy.run_path(name, run_name="__main__")
+                status = "no end"
+            except SystemExit as end:
+                status = end.code
+        results[f"{name} {option}"] = (status, out.getvalue())
+print(json.dumps(results))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})\n{code}"],
+        input=json.dumps([str(SCRIPTS / name) for name in names]),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    for call, (status, out) in json.loads(result.stdout).items():
+        assert status == 0, call
+        expected = f"rt-plugin {metadata.version('rt-plugin')}\n" if call.endswith("--version") else "usage: "
+        assert out.startswith(expected), (call, out)
+
+
+@pytest.mark.parametrize("name", sorted({path.name for path in SCRIPTS.glob("*.sh")} - NO_OPTIONS))
+def test_every_shell_script_has_help_and_a_version(name):
+    """Before anything else: nothing is set up for it."""
+    for option, expected in (("--version", f"rt-plugin {metadata.version('rt-plugin')}\n"), ("--help", "")):
+        result = subprocess.run(
+            ["bash", SCRIPTS / name, option],
+            env={**ENVIRONMENT, "VIRTUAL_ENV": sys.prefix},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert result.stdout.startswith(expected) and result.stdout.strip(), result.stdout
+        assert "setup.sh:" not in result.stdout
