@@ -18,6 +18,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 from omegaconf import OmegaConf
 
+import checkout
 import rt_plugin  # noqa: F401  (registers models and tasks)
 from rt_plugin.console.tables import markdown_table
 
@@ -95,7 +96,7 @@ def validation_loss(model, validation: Variant) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = checkout.parser(__doc__)
     parser.add_argument("data", help="a data folder with train and valid")
     parser.add_argument("--updates", type=int, default=300, help="default: %(default)s")
     parser.add_argument("--warmup-updates", type=int, default=80, help="default: %(default)s")
