@@ -2,10 +2,13 @@
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from rt_plugin._version import __version__
+from rt_plugin.console.commands import leave_quietly
+from rt_plugin.errors import DEBUG_VARIABLE
 
 # verb -> the module whose main(argv) returns the exit status, and what it does
 VERBS = {
@@ -38,13 +41,26 @@ def describe() -> str:
     """The verbs, one line each."""
     width = max(map(len, VERBS))
     lines = [f"  {verb:{width}}  {about}" for verb, (_, about) in VERBS.items()]
-    usage = "usage: rt-plugin VERB [options]     rt-plugin VERB --help     rt-plugin --version"
+    usage = "usage: rt-plugin [--debug] VERB [options]     rt-plugin VERB --help     rt-plugin --version"
     return "\n".join([usage, "", "Recurrent RoBERTa for fairseq. The verbs:", *lines])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    """The command; returns the exit status. Ends quietly where nobody reads what it prints."""
+    try:
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()  # the help, too, after which argparse leaves
+    except BrokenPipeError:
+        return leave_quietly()
+
+
+def _run(words: list[str]) -> int:
+    if words[:1] == ["--debug"]:
+        os.environ[DEBUG_VARIABLE] = "1"  # for the programs, too, that a verb starts
+        words = words[1:]
+    verb, *rest = words or ["--help"]
     if verb in ("-h", "--help"):
         print(describe())
         return 0

@@ -3,6 +3,8 @@
 import os
 import sys
 
+DEBUG_VARIABLE = "RT_PLUGIN_DEBUG"
+
 
 class UserError(ValueError):
     """A mistake in options, files or data, told in one line: what, where, what was expected, what to do."""
@@ -10,6 +12,11 @@ class UserError(ValueError):
 
 class DivergenceError(UserError):
     """A training that cannot go on, because its loss or its gradients are not finite."""
+
+
+def traces_are_wanted() -> bool:
+    """Whether `rt-plugin --debug VERB`, or the environment variable RT_PLUGIN_DEBUG=1, asks for the trace of errors."""
+    return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
 
 
 def _runs_fairseq_command() -> bool:
@@ -28,8 +35,10 @@ def show_user_errors_in_one_line() -> None:
     previous = sys.excepthook
 
     def hook(kind, error, trace):
+        if traces_are_wanted() or not isinstance(error, (UserError, KeyboardInterrupt)):
+            previous(kind, error, trace)
         if not isinstance(error, (UserError, KeyboardInterrupt)):
-            return previous(kind, error, trace)
+            return
         sys.stdout.flush()
         line = f"error: {error}" if isinstance(error, UserError) else "interrupted; the same command resumes"
         print(f"rt_plugin: {line}", file=sys.stderr, flush=True)

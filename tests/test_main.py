@@ -1,6 +1,7 @@
 """One command with verbs: the list, the help of each, mistakes; and none of it loads what only the work needs."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -57,6 +58,27 @@ def test_unknown_verb(word, advice, capsys):
     assert main([word]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"rt-plugin: error: there is no verb '{word}'; {advice}") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["pretrain", "--help"]])
+def test_output_that_nobody_reads(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "rt_plugin", *words]
+    result = subprocess.run(command, cwd=REPOSITORY, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert result.stderr == ""
+    assert result.returncode in (141, 0), "argparse, too, may notice it, and says nothing"
+
+
+def test_debug_shows_where_an_error_comes_from(capsys, monkeypatch):
+    monkeypatch.setenv("RT_PLUGIN_DEBUG", "0")
+    words = ["plot", "no-such-run", "--out", "curves.png"]
+    assert main(words) == 1
+    line = capsys.readouterr().err
+    assert main(["--debug", *words]) == 1
+    traced = capsys.readouterr().err
+    assert line.count("\n") == 1 and traced.startswith("Traceback") and traced.endswith(line)
 
 
 def test_help_loads_no_fairseq_and_nothing_else_that_takes_long():

@@ -1,16 +1,24 @@
 """What the verbs of `rt-plugin` share: a user's mistake is one line, an interruption is no crash."""
 
 import argparse
+import contextlib
 import logging
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from rt_plugin._version import __version__
 from rt_plugin.console import requirements
-from rt_plugin.errors import UserError
+from rt_plugin.errors import UserError, traces_are_wanted
 
+NOBODY_READS = 141  # what a shell reports for a program whose output goes to one that has ended, such as head
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
+STOPPED = 75  # asked to end by a signal of a scheduler, and has saved: EX_TEMPFAIL of sysexits.h, "try again later"
+_SHORTEST = len("--xx")  # argparse takes the beginning of an option for the option
+STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def parser(verb: str, description: str, **options) -> argparse.ArgumentParser:
@@ -30,41 +38,64 @@ def add_version(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", action="version", version=f"rt-plugin {__version__}")
 
 
-def run(verb: str, action: Callable[[], None], when_stopped: str = "stopped") -> int:
-    """Do the work of `rt-plugin VERB`; returns its exit status.
+def run(verb: str, action: Callable[[], object], when_stopped: str | None = None) -> int:
+    """Do the work of `rt-plugin VERB`; returns its exit status: the number that `action` returns, or 0.
 
     A `UserError` is printed to standard error in one line, and so is a package that is missing, an optional one;
-    `when_stopped` after Ctrl-C. SIGTERM and the end of the
-    terminal (SIGHUP, unless nohup has it ignored) count as Ctrl-C, so that `finally` blocks run.
+    `when_stopped` after Ctrl-C. `STOPPING_SIGNALS` and the end of the terminal (SIGHUP) count as Ctrl-C, so that
+    `finally` blocks run, unless they are ignored (nohup). After the former the exit status is `STOPPED` where the verb
+    gives `when_stopped`, as those do that go on when they are started again.
     """
-    heeded = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
+    heeded = [s for s in (*STOPPING_SIGNALS, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
     previous = {number: signal.signal(number, _interrupt) for number in heeded}
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.WARNING)  # importing fairseq leaves it at DEBUG, and matplotlib then lists every font
     try:
-        action()
+        status = action()
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except BrokenPipeError:
+        return leave_quietly()
     except UserError as error:
+        if isinstance(error.__context__, BrokenPipeError):  # taken for a file that cannot be written
+            return leave_quietly()
+        show_trace()
         print(f"rt-plugin {verb}: error: {error}", file=sys.stderr, flush=True)
         return 1
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in requirements.INSTALL:
             raise
+        show_trace()
         print(f"rt-plugin {verb}: error: {requirements.missing(package)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"\nrt-plugin {verb}: {when_stopped}", file=sys.stderr, flush=True)
-        return INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        print(f"\nrt-plugin {verb}: {when_stopped or 'stopped'}", file=sys.stderr, flush=True)
+        return STOPPED if when_stopped and interrupt.args and interrupt.args[0] in STOPPING_SIGNALS else INTERRUPTED
     finally:
         root.setLevel(level)
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return 0
 
 
-def _interrupt(*_) -> None:
-    raise KeyboardInterrupt
+def show_trace() -> None:
+    """Print where the error that is being handled comes from, if that is wanted: above the line that tells of it."""
+    if traces_are_wanted():
+        traceback.print_exc()
+
+
+def leave_quietly() -> int:
+    """Give up printing, since nobody reads it any more; returns the exit status."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # what is still waiting there is flushed at the end
+    return NOBODY_READS
+
+
+def _interrupt(number: int, frame) -> NoReturn:
+    raise KeyboardInterrupt(number)
 
 
 def report(line: str) -> None:
@@ -106,5 +137,7 @@ def refuse_options(words: Sequence[str], reasons: dict[str, str]) -> None:
     for word in words:
         option = word.split("=")[0]
         for name, reason in reasons.items():
-            if option == name or (name.endswith("-") and option.startswith(name)):
-                raise UserError(f"{option} {reason}")
+            begins = name.endswith("-") and option.startswith(name)
+            shortened = not name.endswith("-") and len(option) > _SHORTEST and name.startswith(option)
+            if option == name or begins or shortened:
+                raise UserError(f"{name if shortened else option} {reason}")

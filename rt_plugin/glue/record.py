@@ -19,6 +19,8 @@ _CHECKSUM_DIGITS = 16
 # in which runs of one sweep differ, and between CPU and GPU
 _OF_A_RUN = ("--lr", "--seed", "--save-dir", "--warmup-updates", "--total-num-update", "--valid-subset", "--cpu")
 _FREE = ("--save-dir", "--cpu")
+_PLACES = ("--user-dir", "--finetune-from-model")  # as seen from the folder where the command ran
+_MODEL, _MODEL_SUM = "checkpoint", "checkpoint sha256"
 
 
 def describe_sweep(args: argparse.Namespace, runs: Sequence[PlannedRun]) -> dict[str, str | int]:
@@ -31,8 +33,8 @@ def describe_sweep(args: argparse.Namespace, runs: Sequence[PlannedRun]) -> dict
     folders = {run.task.name: args.data / run.task.name for run in runs}
     return {
         "name": args.name or checkpoint.parent.resolve().name,
-        "checkpoint": str(checkpoint),
-        "checkpoint sha256": checksum(checkpoint),
+        _MODEL: str(checkpoint),
+        _MODEL_SUM: checksum(checkpoint),
         "epochs": args.epochs,
         "batch size": args.batch_size,
         "fairseq options": shlex.join(args.fairseq_options) or "none",
@@ -68,18 +70,22 @@ def record_sweep(out: Path, description: dict[str, str | int], runs: Sequence[Pl
     except ValueError as error:
         raise UserError(f"{path}: {error}; expected what rt-plugin finetune-glue wrote; remove the file") from None
     different = [name for name, value in description.items() if before.get(name, value) != value]
+    known = before.get(_MODEL_SUM) == description[_MODEL_SUM]
+    if known and _MODEL in different:
+        different.remove(_MODEL)  # the same file, by another path
     if different:
         begun, found = (", ".join(f"{name} {d[name]}" for name in different) for d in (before, description))
         raise UserError(f"{out}: was begun with {begun}, found now {found}; choose another OUT folder")
-    _check_runs(out, runs)
+    _check_runs(out, runs, _PLACES if known else ())
     with replacing(path) as file:
         file.write(json.dumps({**before, **description}, indent=2).encode())
 
 
-def _check_runs(out: Path, runs: Sequence[PlannedRun]) -> None:
+def _check_runs(out: Path, runs: Sequence[PlannedRun], known: Sequence[str]) -> None:
+    """Refuse other options than those that the runs were begun with; `known`: options that are compared elsewhere."""
     planned = {run.folder: run.command for run in runs}
     for path in sorted(out.glob(f"*/lr*-seed*/{COMMAND_FILE}")):
-        free = _FREE if path.parent in planned else _OF_A_RUN
+        free = (*(_FREE if path.parent in planned else _OF_A_RUN), *known)
         before = _options(shlex.split(path.read_text()), free)
         now = _options(planned.get(path.parent, runs[0].command), free)
         if before != now:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from fairseq_cli.train import cli_main
 
+from rt_plugin.console.commands import show_trace
 from rt_plugin.console.locks import in_turn
 from rt_plugin.console.processes import end_with_parent
 from rt_plugin.errors import DivergenceError, UserError
@@ -42,6 +43,7 @@ def train(command: list[str], folder: Path, threads: int, gpu: str | None) -> No
         try:
             cli_main()
         except UserError as error:
+            show_trace()
             print(f"rt_plugin: error: {error}", file=sys.stderr, flush=True)
             sys.exit(DIVERGED if isinstance(error, DivergenceError) else 1)
 

@@ -17,33 +17,28 @@ import importlib.util
 import json
 import os
 import shlex
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from rt_plugin._location import USER_DIR
 from rt_plugin.console import commands, requirements
-from rt_plugin.console.files import last_line, replacing
-from rt_plugin.console.locks import handed_on, note_holder
+from rt_plugin.console.files import replacing
+from rt_plugin.console.locks import handed_on
 from rt_plugin.console.options import check_values
-from rt_plugin.console.processes import signalled_with_parent
 from rt_plugin.console.progress import duration
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import DICTIONARY_FILE
-from rt_plugin.pretrain.log import continue_log, read_log
+from rt_plugin.pretrain.log import continue_log
 from rt_plugin.pretrain.recipes import RECIPES, Recipe
+from rt_plugin.pretrain.started import StoppedError, training_records
 
 MODELS = ("recurrent_roberta", "roberta")
 PRECISIONS = {"fp32": (), "fp16": ("--fp16",), "amp": ("--amp",), "bf16": ("--bf16",)}
 _TOKENS_PER_DEVICE = {"cpu": 8_192, "gpu": 16_384}
 _DRY_RUN_UPDATES = 3
 _BUSY = "another training writes there (process {process}); wait for it, or stop it"
-_ERROR_PREFIXES = ("rt_plugin: error: ", "fairseq-train: error: ", "process.py: error: ")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -243,8 +238,8 @@ def launch_command(args: argparse.Namespace, devices: Devices, options: list[str
     """The command: fairseq-train for one process, torchrun for several."""
     if devices.total == 1:
         return ["fairseq-train", *options, "--user-dir", str(USER_DIR)]
-    if devices.kind == "cpu":
-        options = [*options, "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"]
+    if devices.kind == "cpu":  # in front, so that another --ddp-backend behind the -- takes its place
+        options = ["--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp", *options]
     where = [f"--nproc-per-node={devices.processes}"]
     if devices.nodes == 1:
         where.append("--standalone")
@@ -258,12 +253,20 @@ _OURS = "behind the -- is set by this program; use"
 _WORKED_OUT = "is worked out from --processes, --nodes, --batch-tokens and --tokens-per-device; leave it out"
 _REFUSED = {  # options of fairseq-train -> why
     "--save-dir": f"{_OURS} --save-dir before the --",
+    "--arch": f"{_OURS} --model and --recipe before the --",
+    "--lr": f"{_OURS} --learning-rate before the --",
     "--max-update": f"{_OURS} --updates",
     "--total-num-update": f"{_OURS} --updates",
     "--warmup-updates": f"{_OURS} --warmup-updates before the --",
+    "--tokens-per-sample": f"{_OURS} --tokens-per-sample before the --",
+    **dict.fromkeys(
+        ("--batch-size", "--max-sentences"), f"{_OURS} --batch-tokens and --tokens-per-device before the --"
+    ),
+    **dict.fromkeys(("--fp16", "--bf16", "--amp"), f"{_OURS} --precision before the --"),
+    "--cpu": f"{_OURS} --cpu before the --",
     "--seed": f"{_OURS} --seed before the --",
     "--log-format": f"{_OURS} nothing, progress is read from it",
-    **dict.fromkeys(("--distributed-", "--device-id", "--ddp-backend", "--update-freq", "--max-tokens"), _WORKED_OUT),
+    **dict.fromkeys(("--distributed-", "--device-id", "--update-freq", "--max-tokens"), _WORKED_OUT),
 }
 
 
@@ -281,8 +284,8 @@ def refuse_wrong_launch(args: argparse.Namespace) -> None:
         raise UserError("--tensorboard needs the package tensorboardX, not found here; pip install tensorboardX")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Do what the command line asks for.
+def run(args: argparse.Namespace) -> int:
+    """Do what the command line asks for; returns the exit status.
 
     Raises:
         UserError: an option or the data are wrong, or training stopped with an error.
@@ -295,16 +298,20 @@ def run(args: argparse.Namespace) -> None:
     command = launch_command(args, devices, fairseq_options(args, recipe, devices))
     print(describe(recipe, devices, command), flush=True)
     if args.print_only:
-        return
+        return 0
     if args.dry_run:
         dry_run(args, recipe, command)
-        return
+        return 0
     try:
         with handed_on(args.save_dir, f".lock{args.node_rank}", _BUSY) as lock:
             if args.node_rank == 0:
                 with replacing(args.save_dir / "command.txt") as file:
                     file.write(f"{shlex.join(command)}\n".encode())
             train(command, recipe, args.save_dir, args.node_rank, lock)
+        return 0
+    except StoppedError as stop:
+        print(f"rt-plugin pretrain: {stop}; the same command resumes", file=sys.stderr, flush=True)
+        return commands.STOPPED
     except OSError as error:
         raise UserError(f"--save-dir {args.save_dir}: cannot be written ({error.strerror or error})") from None
 
@@ -325,7 +332,7 @@ def dry_run(args: argparse.Namespace, recipe: Recipe, command: list[str]) -> Non
     with tempfile.TemporaryDirectory() as folder:
         last = ("--max-update", str(_DRY_RUN_UPDATES), "--log-interval", "1", "--no-save", "--disable-validation")
         last += ("--tensorboard-logdir", folder) if "--tensorboard-logdir" in command else ()
-        records = list(_records([*command, "--save-dir", folder, *last], Path(folder) / "train.log"))
+        records = list(training_records([*command, "--save-dir", folder, *last], Path(folder) / "train.log"))
     if args.node_rank:
         print(f"dry run: node {args.node_rank} took part; node 0 reports")
         return
@@ -344,7 +351,7 @@ def train(command: list[str], recipe: Recipe, save_dir: Path, node_rank: int, lo
     """Run the command, which gets the open file `lock`; log and report what it says. The numbers come from node 0."""
     record = None
     with continue_log(save_dir / "log.jsonl", keep_rest=False) as log:
-        for record in _records(command, save_dir / f"train{node_rank or ''}.log", lock):
+        for record in training_records(command, save_dir / f"train{node_rank or ''}.log", lock):
             log.write(json.dumps(record) + "\n")
             log.flush()
             print(progress_line(record, recipe.updates), flush=True)
@@ -366,61 +373,6 @@ def progress_line(record: dict, updates: int) -> str:
     if record["split"] == "train" and record.get("updates_per_second"):
         words.append(f"{duration((updates - record['update']) / record['updates_per_second'])} left")
     return "  ".join(words)
-
-
-def _records(command: list[str], log: Path, lock: int | None = None) -> Iterator[dict]:
-    """Run a training command; yields its records as they come, and keeps all it says in `log`.
-
-    Raises:
-        UserError: it failed.
-    """
-    error = None
-    with continue_log(log, keep_rest=True) as file, _started(command, lock) as process:
-        for line in process.stdout:
-            file.write(line)
-            file.flush()
-            error = next((line.partition(p)[2].strip() for p in _ERROR_PREFIXES if p in line), error)
-            yield from read_log([line])
-        status = process.wait()
-    if status:
-        where = f"; all it said is in {log}" if lock is not None else ""  # a dry run's is deleted
-        raise UserError(error or f"{command[0]} ended with status {status}: {_last_words(log)}{where}")
-
-
-def _last_words(log: Path) -> str:
-    """The last line that speaks of an error, or else the last one."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    error = next((line.strip() for line in reversed(lines) if "Error" in line), None)
-    return (error or last_line(log, "it said nothing"))[:300]
-
-
-@contextmanager
-def _started(command: list[str], lock: int | None) -> Iterator[subprocess.Popen]:
-    """The running command, which ends with this program, with all its processes."""
-    program = shutil.which(command[0], path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    if program is None:
-        raise UserError(f"{command[0]} is not installed beside {sys.executable}; install fairseq (docs/install.md)")
-    package = str(USER_DIR.parent)  # a checkout that is not installed is found, too
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
-    process = subprocess.Popen(
-        [program, *command[1:]],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=environment,
-        start_new_session=True,
-        preexec_fn=signalled_with_parent(signal.SIGTERM),
-        pass_fds=() if lock is None else (lock,),
-    )
-    if lock is not None:
-        note_holder(lock, process.pid)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

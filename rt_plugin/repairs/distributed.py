@@ -8,6 +8,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.models import distributed_fairseq_model
 
 from rt_plugin.repairs.registry import Patches, repair
+from rt_plugin.repairs.stopping import Stopped
 
 
 @repair(
@@ -18,13 +19,20 @@ from rt_plugin.repairs.registry import Patches, repair
 def process_groups_left_open(patches: Patches) -> None:
     """Several processes on a CPU have trained and saved, and now and then one ends with SIGABRT, so that torchrun
     reports a failure: fairseq leaves torch's process group to the end of the interpreter, when a thread of gloo may
-    still be running. Closed after success only: after an error the other processes may be waiting for this one.
+    still be running. Not closed after an error: the other processes may be waiting for this one.
     """
     distributed_main = distributed_utils.distributed_main
 
     @functools.wraps(distributed_main)
     def distributed_main_to_the_end(*args, **kwargs):
-        distributed_main(*args, **kwargs)
+        try:
+            distributed_main(*args, **kwargs)
+        except Stopped:
+            close()
+            raise
+        close()
+
+    def close():
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
             vars(distributed_utils.get_global_group).pop("_global_group", None)

@@ -18,7 +18,17 @@ logger = logging.getLogger(__name__)
 
 # Modules of this package, in the order in which their repairs are made: of two that wrap the same function, the later
 # one is called first. Refusals come before anything is done.
-TOPICS = ("libraries", "precision", "distributed", "data", "checkpoint_files", "resuming", "behaviour", "refusals")
+TOPICS = (
+    "libraries",
+    "precision",
+    "distributed",
+    "data",
+    "checkpoint_files",
+    "stopping",
+    "resuming",
+    "behaviour",
+    "refusals",
+)
 
 
 class Patches:

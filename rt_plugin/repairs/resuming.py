@@ -13,8 +13,11 @@ from fairseq.logging import metrics, progress_bar
 from fairseq.trainer import Trainer
 
 from rt_plugin.repairs.registry import Patches, repair
+from rt_plugin.repairs.stopping import OWED_VALIDATION
 
 logger = logging.getLogger(__name__)
+
+_PATIENCE = "patience"  # in a checkpoint: what was counted
 
 
 @repair(
@@ -23,14 +26,15 @@ logger = logging.getLogger(__name__)
 )
 def finished_training(patches: Patches) -> None:
     """A finished training that is started again makes one more update, and saves it as last and best: fairseq looks at
-    `--max-update` and `--stop-time-hours` after an update alone.
+    `--max-update` and `--stop-time-hours` after an update alone, at `--patience` after a validation.
     """
     load_checkpoint = checkpoint_utils.load_checkpoint
 
     @functools.wraps(load_checkpoint)
     def load_unless_finished(cfg, trainer, **kwargs):
         extra_state, epoch_itr = load_checkpoint(cfg, trainer, **kwargs)
-        if why := _finished(trainer):
+        owes_validation = bool(extra_state and extra_state.get(OWED_VALIDATION))
+        if (why := _finished(trainer)) and not owes_validation:
             logger.info("nothing to do: %s", why)
             epoch_itr = SimpleNamespace(next_epoch_idx=math.nan)  # no epoch is left: all that is asked of it by then
         return extra_state, epoch_itr
@@ -43,6 +47,9 @@ def _finished(trainer: Trainer) -> str | None:
     hours = trainer.cumulative_training_time() / 3600
     if 0 < limits.max_update <= updates:
         return f"{updates:,} updates are made, and --max-update is {limits.max_update:,}"
+    patience, validations = trainer.cfg.checkpoint.patience, _patience_count().get("num_runs", 0)
+    if 0 < patience <= validations:
+        return f"{validations} validations in a row were no better than the best, and --patience is {patience}"
     if updates and 0 < limits.stop_time_hours < hours:
         return f"{hours:.1f} hours are used, and --stop-time-hours is {limits.stop_time_hours:g}"
     return None
@@ -77,6 +84,39 @@ def clock_of_all_attempts(patches: Patches) -> None:
         return extra_state
 
     patches.set(Trainer, "load_checkpoint", load_checkpoint_and_clock)
+
+
+@repair(
+    patches=["fairseq.trainer.Trainer.save_checkpoint", "fairseq.trainer.Trainer.load_checkpoint"],
+    threads=["facebookresearch/fairseq#3531"],
+    until="fairseq keeps what it counts for --patience in its checkpoints",
+)
+def patience_of_all_attempts(patches: Patches) -> None:
+    """`--patience` begins to count anew with every attempt, so that a training that it has ended trains on when it is
+    started again, and one that is stopped often never ends. The count goes on from the checkpoint.
+    """
+    save_checkpoint, load_checkpoint = Trainer.save_checkpoint, Trainer.load_checkpoint
+
+    @functools.wraps(save_checkpoint)
+    def save_checkpoint_and_count(self, filename, extra_state):
+        return save_checkpoint(self, filename, {**extra_state, _PATIENCE: dict(_patience_count())})
+
+    @functools.wraps(load_checkpoint)
+    def load_checkpoint_and_count(self, filename, *args, reset_meters=False, **kwargs):
+        extra_state = load_checkpoint(self, filename, *args, reset_meters=reset_meters, **kwargs)
+        _patience_count().clear()  # of another training in this process
+        if extra_state is not None and not reset_meters:
+            _patience_count().update(extra_state.get(_PATIENCE, {}))
+        return extra_state
+
+    patches.set(Trainer, "save_checkpoint", save_checkpoint_and_count)
+    patches.set(Trainer, "load_checkpoint", load_checkpoint_and_count)
+
+
+def _patience_count() -> dict:
+    """What fairseq counts, in attributes of a function: the best loss, and how many validations were no better."""
+    modules = (sys.modules.get(name) for name in ("fairseq_cli.train", "__main__"))
+    return next((vars(m.should_stop_early) for m in modules if hasattr(m, "should_stop_early")), {})
 
 
 @repair(

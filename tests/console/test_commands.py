@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -18,9 +19,16 @@ def use_matplotlib():
     raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib.pyplot")
 
 
-def terminate():
-    os.kill(os.getpid(), signal.SIGTERM)
+def signalled(number):
+    os.kill(os.getpid(), number)
     time.sleep(10)
+
+
+@pytest.fixture(autouse=True)
+def sighup_is_heeded():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(
@@ -33,13 +41,45 @@ def terminate():
             1,
             "rt-plugin pretrain: error: matplotlib is not installed, which this needs; run: pip install matplotlib\n",
         ),
-        (terminate, 130, "\nrt-plugin pretrain: resume it\n"),
+        (lambda: 7, 7, ""),
+        (lambda: signalled(signal.SIGTERM), commands.STOPPED, "\nrt-plugin pretrain: resume it\n"),
+        (lambda: signalled(signal.SIGUSR1), commands.STOPPED, "\nrt-plugin pretrain: resume it\n"),
+        (lambda: signalled(signal.SIGHUP), commands.INTERRUPTED, "\nrt-plugin pretrain: resume it\n"),
     ],
-    ids=["done", "mistake", "no extra", "stopped"],
+    ids=["done", "mistake", "no extra", "own status", "SIGTERM", "SIGUSR1", "SIGHUP"],
 )
 def test_ends_with_a_status_and_one_line(action, status, said, capsys):
     assert commands.run("pretrain", action, "resume it") == status
     assert capsys.readouterr().err == said
+
+
+def test_a_verb_that_cannot_go_on_is_only_interrupted():
+    assert commands.run("plot", lambda: signalled(signal.SIGTERM)) == commands.INTERRUPTED
+
+
+def test_a_trace_on_request(monkeypatch, capsys):
+    monkeypatch.setenv("RT_PLUGIN_DEBUG", "1")
+    assert commands.run("plot", fail) == 1
+    first, *_, source, last, line = capsys.readouterr().err.splitlines()
+    assert first == "Traceback (most recent call last):" and "raise UserError" in source
+    assert last.endswith("UserError: nothing there") and line == "rt-plugin plot: error: nothing there"
+
+
+def take_it_for_a_file():
+    try:
+        print("x" * 100_000)
+    except OSError:
+        raise UserError("cannot be written") from None
+
+
+@pytest.mark.parametrize("action", [lambda: print("x"), take_it_for_a_file], ids=["print", "print in a try"])
+def test_output_that_nobody_reads(action, monkeypatch, capsys):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert commands.run("plot", action) == commands.NOBODY_READS
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

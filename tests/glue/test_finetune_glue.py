@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from conftest import REPOSITORY, run_command
+from rt_plugin.console.commands import STOPPED
 from rt_plugin.errors import UserError
 from rt_plugin.glue.finetune import main, parse_arguments
 from rt_plugin.glue.plan import PlannedRun, plan
@@ -196,6 +197,31 @@ def test_runs_are_forked_from_a_process_without_threads(sweep, tmp_path):
     assert (tmp_path / "threads").read_text() == "1"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_told_to_stop(number, sweep, tmp_path, capsys):
+    """As by a scheduler: it ends in one line, with its runs, and goes on when started again."""
+    grid = ("--tasks", "QNLI", "--lr", "1e-3", "--seeds", "1", "--epochs", "1", "--keep", "none", "--threads", "1")
+    folder = tmp_path / "QNLI" / "lr0.001-seed1"
+    folder.mkdir(parents=True)
+
+    def signal_this_process():
+        wait_for((folder / "train.log").exists)
+        os.kill(os.getpid(), number)
+
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the run waits for it before it begins
+        killer = threading.Thread(target=signal_this_process)
+        killer.start()
+        assert sweep(tmp_path, *grid) == STOPPED
+        killer.join()
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "rt-plugin finetune-glue: stopped; the same command goes on from here"
+    )
+    assert not is_at_work(folder) and not (folder / "result.json").exists()
+    assert sweep(tmp_path, *grid) == 0
+    assert [row["seed"] for row in read_rows(tmp_path)] == ["1"]
+
+
 def write_parent(path: str) -> None:
     Path(path).write_text(str(os.getppid()))
 
@@ -287,6 +313,14 @@ class TestOneModelAndOneSetOfOptionsInAFolder:
         assert [(row["model"], row["seed"]) for row in rows] == [("mine", "1"), ("mine", "2")]
         record = json.loads((out / "sweep.json").read_text())
         assert {row["checkpoint"] for row in rows} == {record["checkpoint sha256"]}
+
+    def test_the_same_files_by_other_paths(self, out, model, sweep, glue_dir, capsys, monkeypatch, tmp_path):
+        """From another folder, or with the model and the data moved: the checksums tell that nothing has changed."""
+        data = shutil.copytree(glue_dir / "out", tmp_path / "data")
+        monkeypatch.chdir(tmp_path)
+        assert main([str(part) for part in (data.name, out.name, "--model", model.name, *GRID)]) == 0
+        assert "4 runs, 4 of them finished before" in capsys.readouterr().err
+        assert sweep(out, *GRID) == 0
 
     def test_a_record_that_is_no_json(self, out, sweep, capsys):
         (out / "sweep.json").write_text("{")

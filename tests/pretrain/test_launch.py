@@ -5,6 +5,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ENVIRONMENT, free_port
+from conftest import ENVIRONMENT, REPOSITORY, free_port
+from rt_plugin.console.commands import STOPPED
+from rt_plugin.console.processes import children_of
 from rt_plugin.pretrain import launch
 from rt_plugin.pretrain.recipes import RECIPES
 
@@ -90,6 +93,16 @@ def test_own_values_replace_the_recipes(capsys):
     assert options["--clip-norm"] == "7"
 
 
+def test_another_way_to_share_the_work_reaches_fairseq(capsys, monkeypatch):
+    """Sharded parameters, say; which way is there on a CPU is fairseq's to tell, or the repairs'."""
+    words = ("--recipe", "tiny", "--processes", "2")
+    assert printed_options(capsys, *words)["--ddp-backend"] == "legacy_ddp"
+    assert printed_options(capsys, *words, "--", "--ddp-backend", "fully_sharded")["--ddp-backend"] == "fully_sharded"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    options = printed_options(capsys, "--recipe", "base", "--", "--ddp-backend", "fully_sharded")
+    assert (options["--ddp-backend"], options["program"]) == ("fully_sharded", "torchrun")
+
+
 def test_several_nodes(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     where = ("--nodes", "4", "--node-rank", "2", "--master-addr", "node0", "--master-port", "29500")
@@ -108,6 +121,12 @@ def test_several_nodes(capsys, monkeypatch):
         (("--batch-tokens", 200, "--processes", 2), "a batch of 200 tokens is less than one sequence of 128 tokens"),
         (("--", "--distributed-world-size", 2), "--distributed-world-size is worked out from --processes"),
         (("--", "--update-freq=4"), "--update-freq is worked out from"),
+        (("--", "--max-tok", 99), "--max-tokens is worked out from"),  # as argparse takes it
+        (("--", "--lr", "1e-4"), "--lr behind the -- is set by this program; use --learning-rate before the --"),
+        (("--", "--batch-size", 1), "--batch-size behind the -- is set by this program; use --batch-tokens and"),
+        (("--", "--tokens-per-sample", 64), "--tokens-per-sample behind the -- is set by this program; use"),
+        (("--", "--arch", "roberta_base"), "--arch behind the -- is set by this program; use --model and --recipe"),
+        (("--", "--bf16"), "--bf16 behind the -- is set by this program; use --precision"),
         (("--", "--max-update", 5), "--max-update behind the -- is set by this program; use --updates"),
     ],
 )
@@ -189,6 +208,8 @@ def trained(data_bin, tmp_path_factory):
 
 
 def last_state(folder):
+    import fairseq  # noqa: F401  (with it comes what lets torch read its checkpoints)
+
     return torch.load(folder / "checkpoint_last.pt", weights_only=True)
 
 
@@ -234,9 +255,14 @@ def test_two_nodes_train_as_two_processes(trained, data_bin, tmp_path):
     assert (tmp_path / "train1.log").stat().st_size
 
 
-@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGHUP))
-def test_training_ends_with_its_launcher(number, data_bin, tmp_path):
-    """SIGHUP: the terminal is closed."""
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (signal.SIGTERM, STOPPED, r"rt-plugin pretrain: stopped by SIGTERM after update \d+, saved; the same command"),
+        (signal.SIGHUP, 130, "rt-plugin pretrain: interrupted; the same command resumes"),  # the terminal is closed
+    ],
+)
+def test_training_saves_and_ends_with_its_launcher(number, status, said, data_bin, tmp_path):
     options = (data_bin, *SMALL, "--updates", 1000, "--save-interval", 1000, "--log-interval", 1)
     script = [sys.executable, "-m", "rt_plugin", "pretrain", *options, "--save-dir", tmp_path]
     launcher = subprocess.Popen(
@@ -249,10 +275,68 @@ def test_training_ends_with_its_launcher(number, data_bin, tmp_path):
     )
     assert any("update 1/" in line for line in launcher.stdout)
     launcher.send_signal(number)
-    assert "interrupted; the same command resumes" in launcher.communicate(timeout=60)[1]
-    assert not (tmp_path / "checkpoint_last.pt").exists()
+    last = launcher.communicate(timeout=120)[1].splitlines()[-1]
+    assert launcher.returncode == status and re.match(said, last), last
+    assert 1 <= last_state(tmp_path)["optimizer_history"][-1]["num_updates"] < 1000
     with (tmp_path / ".lock0").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody has it
+
+
+# on the path of Python it is imported at every start: the second process waits after two updates until a signal comes
+WAIT_FOR_A_SIGNAL = """
+import os
+from rt_plugin._after_import import AfterImport
+
+def patch():
+    import time
+    from fairseq import trainer
+    from rt_plugin.repairs import stopping
+    train_step = trainer.Trainer.train_step
+
+    def train_step_after_signal(self, *args, **kwargs):
+        while self.get_num_updates() == 2 and stopping._training.signal is None:
+            time.sleep(0.01)
+        return train_step(self, *args, **kwargs)
+
+    trainer.Trainer.train_step = train_step_after_signal
+
+if os.environ.get("RANK") == "1":
+    AfterImport("fairseq", "of_no_package", patch).start()
+"""
+
+
+def descendants(process: int) -> list[int]:
+    return [process, *(below for child in children_of(process) for below in descendants(child))]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+@pytest.mark.parametrize(
+    ("to", "number"),
+    [("one rank", signal.SIGTERM), pytest.param("all", signal.SIGUSR1, marks=pytest.mark.slow)],
+)
+def test_two_stopped_processes_go_on_as_if_undisturbed(to, number, trained, data_bin, tmp_path):
+    """Told one of them or all, launcher and torchrun too, they stop after the same update, and have saved it."""
+    options = (data_bin, *SMALL, *SCHEDULE, "--save-dir", tmp_path / "run", "--processes", "2")
+    (tmp_path / "sitecustomize.py").write_text(WAIT_FOR_A_SIGNAL)
+    paths = os.pathsep.join(map(str, (tmp_path, REPOSITORY)))
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "rt_plugin", "pretrain", *map(str, options)],
+        env={**ENVIRONMENT, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert any("update 2/6" in line for line in launcher.stdout)
+    launcher_, torchrun, *ranks = descendants(launcher.pid)
+    second = next(rank for rank in ranks if b"\0RANK=1\0" in Path(f"/proc/{rank}/environ").read_bytes())
+    for process in [second] if to == "one rank" else [*ranks, torchrun, launcher_]:
+        os.kill(process, number)
+    last = launcher.communicate(timeout=120)[1].splitlines()[-1]
+    assert launcher.returncode == STOPPED and "after update 3, saved; the same command resumes" in last, last
+    resumed = pretrain(*options).stdout
+    assert "valid update 3/6" in resumed and "update 4/6" in resumed and "train update 3/6" not in resumed
+    stopped, undisturbed = last_state(tmp_path / "run")["model"], last_state(trained / "two")["model"]
+    assert [name for name in undisturbed if not torch.equal(stopped[name], undisturbed[name])] == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")

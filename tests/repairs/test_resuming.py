@@ -39,6 +39,24 @@ def test_finished_training(train_here, caplog):
     assert [record["num_updates"] for record in logged(caplog)] == ["4", "5"]
 
 
+def test_patience_of_all_attempts(train_here, tmp_path, caplog):
+    """Nothing gets better where the learning rate is next to nothing: after the third validation training ends."""
+    caplog.set_level("INFO")
+    interval = ("--validate-interval-updates", "1", "--save-interval-updates", "1", "--log-interval", "1")
+    options = (*interval, "--lr", "1e-20", "--max-valid-steps", "0", "--keep-interval-updates", "1")
+    folders = (tmp_path / str(number) for number in itertools.count())
+
+    def train_twice_and_again():
+        folder = next(folders)
+        for updates, made in ((2, ["1", "2"]), (9, ["3"]), (9, [])):
+            train_here(*options, "--patience", "2", "--max-update", updates, save_dir=folder, validate=True)
+            assert [record["num_updates"] for record in logged(caplog)] == made
+        train_here(*options, "--patience", "4", "--max-update", "9", save_dir=folder, validate=True)
+        assert [record["num_updates"] for record in logged(caplog)] == ["4", "5"]
+
+    assert isinstance(with_and_without("patience_of_all_attempts", train_twice_and_again), AssertionError)
+
+
 def test_clock_of_all_attempts(train_here, caplog):
     """Resumed within an epoch and at its end, `wall` goes on from what the checkpoint says."""
     caplog.set_level("INFO")

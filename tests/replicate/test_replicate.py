@@ -344,7 +344,7 @@ def test_stopped_it_ends_its_trainings_and_goes_on_later(corpus, trainer, tmp_pa
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and "stopped; the same command goes on from here" in said
+    assert process.returncode == 75 and "stopped; the same command goes on from here" in said
     for pid in map(int, (trainer / "pids").read_text().split()):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
