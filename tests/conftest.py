@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLE = REPOSITORY / "examples" / "quickstart"
@@ -34,16 +35,22 @@ TRAINING = (
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def run_command(name, *arguments, cwd=REPOSITORY, ok=True, **environment):
-    """Run one of the environment's commands; returns the completed process, with stdout and stderr as text."""
-    result = subprocess.run(
-        [Path(sys.executable).parent / name, *map(str, arguments)],
-        cwd=cwd,
-        env={**ENVIRONMENT, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+FORKS = warm.Forks(ENVIRONMENT)
+
+
+def run_command(name, *arguments, cwd=REPOSITORY, ok=True, cold=False, **environment):
+    """Run one of the environment's commands; returns the completed process, with stdout and stderr as text.
+
+    Args:
+        cold: as a program of its own, from its first import on, and not in a fork of a process that has imported
+            fairseq. So it is where variables of the environment are given, which imports may read.
+    """
+    words = list(map(str, (Path(sys.executable).parent / name, *arguments)))
+    if name in warm.COMMANDS and not (cold or environment):
+        (result,) = FORKS.run(words, cwd=cwd, timeout=300)
+    else:
+        environment = {**ENVIRONMENT, **environment}
+        result = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
     if ok and result.returncode:
         pytest.fail(f"{name} ended with {result.returncode}:\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
     return result
@@ -65,27 +72,17 @@ def free_port() -> int:
 
 
 def run_two(command: str, *arguments) -> str:
-    """Run one of fairseq's commands as two processes that talk through gloo; returns what the first one printed."""
-    port = free_port()
-    processes = [
-        subprocess.Popen(
-            [
-                *map(str, (Path(sys.executable).parent / command, *arguments)),
-                *("--distributed-rank", str(rank), "--distributed-world-size", "2", "--distributed-no-spawn"),
-                *("--distributed-init-method", f"tcp://127.0.0.1:{port}", "--distributed-backend", "gloo"),
-            ],
-            cwd=REPOSITORY,
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output[-3000:]
-    return outputs[0]
+    """Run one of fairseq's commands as two processes that talk through gloo; returns all the first one printed."""
+    several = (
+        *("--distributed-world-size", "2", "--distributed-no-spawn", "--distributed-backend", "gloo"),
+        *("--distributed-init-method", f"tcp://127.0.0.1:{free_port()}"),
+    )
+    words = [*map(str, (Path(sys.executable).parent / command, *arguments)), *several]
+    both = [[*words, "--distributed-rank", str(rank)] for rank in (0, 1)]
+    results = FORKS.run(*both, cwd=REPOSITORY, timeout=300)
+    for result in results:
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    return results[0].stdout + results[0].stderr
 
 
 def sample_rows(split: str, count: int) -> list[list[str]]:
