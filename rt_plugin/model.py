@@ -14,6 +14,7 @@ from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from omegaconf import OmegaConf, open_dict
 from torch import Tensor
+from torch.nn import functional as F
 
 from rt_plugin import ops, reference
 from rt_plugin.documents import DocumentColumns, Separation, attention_within, positions_within, same_document
@@ -160,7 +161,9 @@ class RecurrentEncoder(TransformerEncoder):
         if documents is None or self.embed_positions is None:
             return self.forward_embedding(src_tokens, token_embeddings)
         places = positions_within(documents) + self.padding_idx + 1
-        positions = self.embed_positions.weight[places.masked_fill(documents == 0, self.padding_idx)]
+        places = places.masked_fill(documents == 0, self.padding_idx)
+        # not weight[places]: its gradient is summed in any order by several threads
+        positions = F.embedding(places, self.embed_positions.weight, self.padding_idx)
         if token_embeddings is None:
             token_embeddings = self.embed_tokens(src_tokens)
         x = embedding = self.embed_scale * token_embeddings

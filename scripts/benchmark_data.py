@@ -4,7 +4,8 @@
 
 Several processes read at once, as those of one node do. For each size: a first start, with nothing but the data there,
 and a second. Private memory is what a process alone holds (USS, by /proc/self/smaps_rollup), beyond what Python, torch
-and fairseq take. `--plugin` takes the plugin from another checkout, to compare.
+and fairseq take. `--plugin` takes the plugin from another checkout, to compare; with `--world-size` the processes are
+the first ones of so many.
 """
 
 import argparse
@@ -66,7 +67,7 @@ def memory() -> dict[str, int]:
     }
 
 
-def read(data: str, rank: int, processes: int, seconds: float, tokens_per_sample: int, max_tokens: int) -> None:
+def read(data: str, rank: int, world_size: int, seconds: float, tokens_per_sample: int, max_tokens: int) -> None:
     """One process: load, say so, and at each line of standard input go on."""
     from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
     from omegaconf import OmegaConf
@@ -87,7 +88,7 @@ def read(data: str, rank: int, processes: int, seconds: float, tokens_per_sample
         ignore_invalid_inputs=True,
         required_batch_size_multiple=8,
         seed=1,
-        num_shards=processes,
+        num_shards=world_size,
         shard_id=rank,
         disable_iterator_cache=True,
     )
@@ -112,7 +113,8 @@ def say(value):
 
 def run(data: Path, arguments: argparse.Namespace) -> dict:
     """One start of all processes; their largest figures, and tokens a second of all together."""
-    here = [__file__, "--read", data, "--processes", arguments.processes, "--seconds", arguments.seconds]
+    world_size = max(arguments.world_size, arguments.processes)
+    here = [__file__, "--read", data, "--world-size", world_size, "--seconds", arguments.seconds]
     here += ["--tokens-per-sample", arguments.tokens_per_sample, "--max-tokens", arguments.max_tokens]
     environment = {**os.environ, "PYTHONPATH": str(arguments.plugin.resolve()), "OMP_NUM_THREADS": "1"}
     environment = {name: value for name, value in environment.items() if name not in ("LOCAL_RANK", "RANK")}
@@ -166,6 +168,7 @@ def main() -> None:
         "--sentences", type=float, nargs="+", default=[1, 4], metavar="M", help="millions (default: 1 4)"
     )
     parser.add_argument("--processes", type=int, default=2, help="that read at once (default: 2)")
+    parser.add_argument("--world-size", type=int, default=0, help="of the whole training (default: --processes)")
     parser.add_argument("--seconds", type=float, default=10, help="to read for, for tokens a second (default: 10)")
     parser.add_argument("--tokens-per-sample", type=int, default=512, help="default: 512")
     parser.add_argument("--max-tokens", type=int, default=16_384, help="of a batch (default: 16384)")
@@ -176,11 +179,12 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.read:
-        words = (arguments.rank, arguments.processes, arguments.seconds)
+        words = (arguments.rank, arguments.world_size, arguments.seconds)
         read(str(arguments.read), *words, arguments.tokens_per_sample, arguments.max_tokens)
         return
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, numpy {np.__version__}")
-    print(f"{arguments.processes} processes; MiB of one of them, beyond Python, torch and fairseq")
+    of = f" of {arguments.world_size}" if arguments.world_size else ""
+    print(f"{arguments.processes} processes{of}; MiB of one of them, beyond Python, torch and fairseq")
     headings = "sentences | tokens | start | start-up, s | private | of it no file | shared | peak | on disk | tokens/s"
     print(f"| {headings} |\n| ---: | ---: | --- |{' ---: |' * 7}", flush=True)
     figures = []

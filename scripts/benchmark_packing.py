@@ -2,9 +2,10 @@
 
     python scripts/benchmark_packing.py runs/quickstart-tiny/corpus --updates 300
 
-Every variant sees the same number of tokens an update. They take turns, update by update, in one process, so that what
-else the machine does strikes all of them; speed is by the processor time of this process alone. All are validated on
-blocks that end with documents.
+Every variant has updates of at most so many tokens, padding included, and starts from the same weights; the learning
+rate rises, then stays. They take turns, update by update, in one process, so that what else the machine does strikes
+all of them; speed is by the processor time of this process alone. All are validated on the same blocks, which end with
+documents.
 """
 
 import argparse
@@ -24,7 +25,6 @@ from rt_plugin.console.tables import markdown_table
 
 VARIANTS = {
     "complete_doc": {"sample_break_mode": "complete_doc"},
-    "complete": {"sample_break_mode": "complete"},
     "joined": {"pack_documents": "joined"},
     "joined, reset": {"pack_documents": "joined", "reset_recurrence": True},
     "separate": {"pack_documents": "separate"},

@@ -156,3 +156,27 @@ def test_only_padding():
 def test_positions_begin_anew():
     numbers = torch.tensor([[1, 1, 1, 2, 3, 3, 0], [1, 2, 2, 2, 2, 2, 2]])
     assert positions_within(numbers).tolist() == [[0, 1, 2, 0, 0, 1, 0], [0, 0, 1, 2, 3, 4, 5]]
+
+
+def test_gradients_are_the_same_bits_whatever_the_threads_do():
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(4, 100, (16, 40), generator=generator)
+    tokens[torch.rand(tokens.shape, generator=generator) < 0.1] = BOS
+    tokens[:, 0] = BOS
+    numbers = (tokens == BOS).cumsum(1)
+    model = build(dropout=0.0, attention_dropout=0.0).train()
+
+    def gradients():
+        x = model(tokens, features_only=True, attention_documents=numbers, recurrence_documents=numbers)[0]
+        model.zero_grad()
+        (x**3).sum().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        first = gradients()
+        for _ in range(8):
+            assert [name for name, gradient in gradients().items() if not torch.equal(gradient, first[name])] == []
+    finally:
+        torch.set_num_threads(threads)

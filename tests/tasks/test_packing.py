@@ -5,7 +5,6 @@ import pytest
 import torch
 from indexed import batch_iterator, make_task, sentence_lengths, write_split
 
-from conftest import TRAINING, run_command, user_error
 from rt_plugin.errors import UserError
 
 BOS, EOS = 0, 2
@@ -61,15 +60,15 @@ def test_model_is_told_what_it_is_asked_for(data):
         (("--pack-documents", "joined", "--shorten-method", "truncate"), "--shorten-method cannot be used with it"),
     ],
 )
-def test_what_cannot_be_is_one_line(options, message, data_bin, tmp_path):
-    result = run_command("fairseq-train", data_bin, *TRAINING, "--save-dir", tmp_path, *options, ok=False)
-    assert message in user_error(result)
+def test_what_cannot_be_is_one_line(options, message, train_here):
+    with pytest.raises(UserError, match=message):
+        train_here(*options)
 
 
-def test_training_with_packed_documents_learns_and_resumes(data_bin, tmp_path):
-    options = ("--pack-documents", "separate", "--reset-recurrence", "--disable-validation", "--save-dir")
+def test_training_with_packed_documents_learns_and_resumes(train_here, tmp_path):
+    options = ("--pack-documents", "separate", "--reset-recurrence", "--max-update")
     for folder, updates in (("through", 6), ("resumed", 3), ("resumed", 6)):
-        run_command("fairseq-train", data_bin, *TRAINING, "--max-update", updates, *options, tmp_path / folder)
+        train_here(*options, updates, save_dir=tmp_path / folder)
     a, b = (torch.load(tmp_path / f / "checkpoint_last.pt", weights_only=True)["model"] for f in ("through", "resumed"))
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
