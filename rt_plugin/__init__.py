@@ -11,7 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
-from ._after_import import AfterImport
+from ._after_import import AfterImport, as_soon_as_executed
 from ._version import __version__
 from .errors import UserError, show_user_errors_in_one_line
 from .trust import allow
@@ -45,6 +45,19 @@ def _root_logger_kept():
         root.handlers[:] = handlers
 
 
+@contextlib.contextmanager
+def _fairseq_importable():
+    """What its import itself needs: from Python 3.14 on it reads its own options wrongly while it is imported."""
+
+    def repair(module):
+        from rt_plugin.repairs.libraries import read_optional_types
+
+        read_optional_types(module)
+
+    with _root_logger_kept(), as_soon_as_executed("fairseq.dataclass.utils", repair):
+        yield
+
+
 @_root_logger_kept()
 def _register_with_fairseq() -> None:
     show_user_errors_in_one_line()
@@ -59,4 +72,4 @@ def _register_with_fairseq() -> None:
 if not (Path(__file__).parent / "tasks").is_dir():
     # first, so that another checkout's editable install does not mix its own with this one's
     sys.meta_path.insert(0, _CheckoutFinder)
-AfterImport("fairseq", __name__, _register_with_fairseq, around=_root_logger_kept).start()
+AfterImport("fairseq", __name__, _register_with_fairseq, around=_fairseq_importable).start()

@@ -17,6 +17,7 @@ VERBS = {
     "encode-text": ("rt_plugin.text.encode_file", "text -> the pieces that fairseq-preprocess reads"),
     "prepare-corpus": ("rt_plugin.corpus.prepare", "text of any size -> tokenizer and binarised data for pretraining"),
     "pretrain": ("rt_plugin.pretrain.launch", "pretrain with a recipe, on the devices that are there"),
+    "fairseq": ("rt_plugin.pretrain.fairseq", "one of fairseq's own commands, the plugin imported first (Python 3.14)"),
     "plot": ("rt_plugin.pretrain.plot", "curves and a table of several trainings"),
     "unigram": ("rt_plugin.pretrain.unigram", "the perplexity that word counts alone reach"),
     "export": ("rt_plugin.model_folder.export", "a trained model as people pass it on, with a model card"),

@@ -4,7 +4,8 @@ import contextlib
 import importlib
 import sys
 import threading
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 
 
 class AfterImport:
@@ -78,6 +79,38 @@ class AfterImport:
             except BaseException:
                 self._imported = self._done = False  # what does not need the host can still be imported
                 raise
+
+
+@contextlib.contextmanager
+def as_soon_as_executed(name: str, action: Callable[[types.ModuleType], None]) -> Iterator[None]:
+    """For the length of a block: hand one module to `action` when it is executed, before anything of it is used.
+
+    Args:
+        name: of a module that lies in a package.
+        action: what to do with it.
+    """
+
+    class Finder:
+        @staticmethod
+        def find_spec(fullname, path=None, target=None):
+            if fullname != name:
+                return None
+            for finder in sys.meta_path[sys.meta_path.index(Finder) + 1 :]:
+                spec = finder.find_spec(fullname, path, target)
+                if spec is not None:
+                    spec.loader = _WatchedLoader(spec.loader, execute)
+                    return spec
+            return None
+
+    def execute(module_body: Callable[[], None]) -> None:
+        module_body()
+        action(sys.modules[name])
+
+    sys.meta_path.insert(0, Finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(Finder)
 
 
 class _WatchedLoader:

@@ -2,7 +2,7 @@
 # Installs what the project needs, then the project itself, into the active virtual environment, or into .venv beside
 # this checkout where none is active. Quick when there is nothing to do.
 #
-#   PYTHON          interpreter that makes .venv (default: python3); 3.10 to 3.13
+#   PYTHON          interpreter that makes .venv (default: python3); 3.10 to 3.14
 #   RT_TORCH        what pip installs where no torch is found (default: torch==2.13.0)
 #   RT_TORCH_INDEX  package index for that torch alone (default: pip's own), for example one with CPU builds
 #
@@ -22,9 +22,9 @@ say() { echo "setup.sh: $*"; }
 fail() { echo "setup.sh: error: $*" >&2; exit 1; }
 
 check_python() { # $1: an interpreter
-  command -v "$1" >/dev/null || fail "no $1 here; install Python 3.10 to 3.13, or name one with PYTHON=..."
-  "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' ||
-    fail "$1 is $("$1" -V 2>&1); expected Python 3.10 to 3.13; name another with PYTHON=... (and remove $venv if it was made with it)"
+  command -v "$1" >/dev/null || fail "no $1 here; install Python 3.10 to 3.14, or name one with PYTHON=..."
+  "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' ||
+    fail "$1 is $("$1" -V 2>&1); expected Python 3.10 to 3.14; name another with PYTHON=... (and remove $venv if it was made with it)"
 }
 
 installed_version() { # $1: a distribution; prints nothing where it is missing

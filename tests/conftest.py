@@ -46,6 +46,9 @@ def run_command(name, *arguments, cwd=REPOSITORY, ok=True, cold=False, **environ
             fairseq. So it is where variables of the environment are given, which imports may read.
     """
     words = list(map(str, (Path(sys.executable).parent / name, *arguments)))
+    if name.startswith("fairseq-") and sys.version_info >= (3, 14):  # cannot import fairseq, as users are told
+        words[:1] = [sys.executable, "-m", "rt_plugin", "fairseq", name.removeprefix("fairseq-")]
+        cold = True
     if name in warm.COMMANDS and not (cold or environment):
         (result,) = FORKS.run(words, cwd=cwd, timeout=300)
     else:

@@ -101,6 +101,20 @@ def test_one_version_in_all_places(wheel):
     assert newest.split()[1] == version
 
 
+def test_one_range_of_pythons_in_all_places():
+    def read(name):
+        return (REPOSITORY / name).read_text(encoding="utf-8")
+
+    first, beyond = re.findall(r'^requires-python = ">=3\.(\d+),<3\.(\d+)"', read("pyproject.toml"), re.MULTILINE)[0]
+    versions = [f"3.{minor}" for minor in range(int(first), int(beyond))]
+    assert re.findall(r'"Programming Language :: Python :: (3\.\d+)"', read("pyproject.toml")) == versions
+    for name in ("scripts/setup.sh", "docs/install.md", "README.md"):
+        ranges = re.findall(r"Python (3\.\d+)\s+to\s+(3\.\d+)", read(name))
+        assert ranges and set(ranges) == {(versions[0], versions[-1])}, name
+    bounds = f"(3, {first}) <= sys.version_info[:2] <= (3, {int(beyond) - 1})"
+    assert bounds in read("scripts/setup.sh")
+
+
 def test_installed_package_works_from_any_folder(wheel, tmp_path):
     site = tmp_path / "site"
     pip("--target", site, wheel)

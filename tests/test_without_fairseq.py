@@ -43,6 +43,7 @@ def commands_that_need_fairseq(data):
     commands = {
         "prepare-corpus": [text, "--valid", text, "--out", out, "--tokenizer", model],
         "pretrain": [data, "--recipe", "tiny", "--save-dir", out],
+        "fairseq": ["train", data],
         "unigram": [data],
         "export": [model, out],
         "prepare-glue": [SAMPLE, out, "--model", model, "--tasks", "QNLI"],

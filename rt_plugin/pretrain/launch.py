@@ -30,6 +30,7 @@ from rt_plugin.console.options import check_values
 from rt_plugin.console.progress import duration
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import DICTIONARY_FILE
+from rt_plugin.pretrain import fairseq
 from rt_plugin.pretrain.log import continue_log
 from rt_plugin.pretrain.recipes import RECIPES, Recipe
 from rt_plugin.pretrain.started import StoppedError, training_records
@@ -237,7 +238,7 @@ def fairseq_options(args: argparse.Namespace, recipe: Recipe, devices: Devices) 
 def launch_command(args: argparse.Namespace, devices: Devices, options: list[str]) -> list[str]:
     """The command: fairseq-train for one process, torchrun for several."""
     if devices.total == 1:
-        return ["fairseq-train", *options, "--user-dir", str(USER_DIR)]
+        return [*fairseq.command_line("train"), *options, "--user-dir", str(USER_DIR)]
     if devices.kind == "cpu":  # in front, so that another --ddp-backend behind the -- takes its place
         options = ["--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp", *options]
     where = [f"--nproc-per-node={devices.processes}"]

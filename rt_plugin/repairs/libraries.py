@@ -1,8 +1,10 @@
-"""Repairs for newer libraries than fairseq knows: torch, numpy, hydra."""
+"""Repairs for newer libraries than fairseq knows: Python's own, torch, numpy, hydra."""
 
 import argparse
 import functools
+import inspect
 import types
+import typing
 import warnings
 
 import numpy as np
@@ -40,6 +42,55 @@ def numpy_compat_long(patches: Patches) -> None:
     """`--sample-break-mode eos` asks for `np.compat.long`, and numpy 2 has no `np.compat`."""
     if not hasattr(np, "compat"):
         patches.set(np, "compat", types.SimpleNamespace(long=int))
+
+
+@repair(
+    patches=["fairseq.dataclass.utils.interpret_dc_type"],
+    until="fairseq asks typing for what a type is made of",
+)
+def optional_types(patches: Patches) -> None:
+    """Python 3.14 writes `Optional[int]` as `int | None`, fairseq looks for the old text, and its import ends in
+    `TypeError: int | None is not callable`. Made while fairseq is imported: the plugin has to be imported first there.
+    """
+    import fairseq.dataclass.utils as module
+
+    original = inspect.unwrap(module.interpret_dc_type)
+    module.interpret_dc_type = original  # else taking this back would bring back what its import has got
+    patches.set(module, "interpret_dc_type", _without_none(original))
+
+
+def read_optional_types(module: types.ModuleType) -> None:
+    """Make `optional_types` in fairseq.dataclass.utils, which is being imported."""
+    module.interpret_dc_type = _without_none(module.interpret_dc_type)
+
+
+def _without_none(interpret_dc_type):
+    @functools.wraps(interpret_dc_type)
+    def wrapper(field_type):
+        if isinstance(field_type, types.UnionType):
+            others = [one for one in typing.get_args(field_type) if one is not types.NoneType]
+            return functools.reduce(lambda a, b: a | b, others)
+        return interpret_dc_type(field_type)
+
+    return wrapper
+
+
+@repair(
+    patches=["hydra._internal.utils.argparse"],
+    threads=["facebookresearch/hydra#3121"],
+    until="hydra-core, which fairseq-fixed holds at 1.3.2, describes its options by text",
+)
+def help_of_hydra(patches: Patches) -> None:
+    """`fairseq-hydra-train` ends in `ValueError: badly formed help string` from Python 3.14 on: argparse looks at every
+    help text at once, and one of hydra's is an object that becomes text later.
+    """
+    import hydra._internal.utils as module
+
+    class Parser(argparse.ArgumentParser):
+        def _check_help(self, action):
+            """hydra prints its help itself."""
+
+    patches.set(module, "argparse", types.SimpleNamespace(**{**vars(argparse), "ArgumentParser": Parser}))
 
 
 @repair(patches=["warnings.filters"], until="fairseq calls hydra and torch as they ask for")

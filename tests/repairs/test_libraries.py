@@ -3,13 +3,20 @@
 import argparse
 import os
 import pickle
+import subprocess
+import sys
 import warnings
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import torch
 from fairseq.data import TokenBlockDataset
+from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from hydra._internal.utils import get_args_parser
 
+from conftest import ENVIRONMENT
 from repair_cases import with_and_without
 from rt_plugin.repairs import registry
 
@@ -38,6 +45,63 @@ def test_numpy_compat_long():
         lambda: TokenBlockDataset(sentences, [3, 2], block_size=8, pad=1, eos=2, break_mode="eos")[1],
     )
     assert "compat" in str(error)
+
+
+@dataclass
+class Options(FairseqDataclass):
+    size: int | None = field(default=None, metadata={"help": "how large"})  # what Optional[int] is on Python 3.14
+
+
+def test_optional_types():
+    def parse():
+        parser = argparse.ArgumentParser()
+        gen_parser_from_dataclass(parser, Options())
+        assert parser.parse_args(["--size", "3"]).size == 3
+
+    assert "int | None" in str(with_and_without("optional_types", parse))
+
+
+def test_optional_types_while_fairseq_is_imported():
+    """After the whole import it would be too late on Python 3.14."""
+    code = """
+import importlib, sys, rt_plugin
+sys.modules.pop("fairseq", None)
+seen = []
+class Watch:
+    def find_spec(name, path=None, target=None):
+        if name == "fairseq.tasks":
+            seen.append(sys.modules["fairseq.dataclass.utils"].interpret_dc_type(int | None))
+sys.meta_path.insert(0, Watch)
+import fairseq
+assert seen[0] is int, seen
+"""
+    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True, timeout=120)
+
+
+def check_help(self, action):
+    """As Python 3.14 does."""
+    try:
+        "%" in (action.help or "")  # noqa: B015
+    except TypeError as error:
+        raise ValueError("badly formed help string") from error
+
+
+def test_help_of_hydra(monkeypatch):
+    if sys.version_info < (3, 14):
+        monkeypatch.setattr(argparse.ArgumentParser, "_check_help", check_help, raising=False)
+        add = argparse.ArgumentParser.add_argument
+
+        def add_argument(self, *args, **kwargs):
+            action = add(self, *args, **kwargs)
+            self._check_help(action)
+            return action
+
+        monkeypatch.setattr(argparse.ArgumentParser, "add_argument", add_argument)
+
+    def parse():
+        assert get_args_parser().parse_args(["--config-name", "here"]).config_name == "here"
+
+    assert "badly formed help string" in str(with_and_without("help_of_hydra", parse))
 
 
 def test_warnings_for_fairseq():
