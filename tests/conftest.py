@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import warm
 
+import rt_plugin  # noqa: F401  (before fairseq, which cannot be imported otherwise from Python 3.14 on)
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLE = REPOSITORY / "examples" / "quickstart"
 
