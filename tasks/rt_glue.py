@@ -29,6 +29,7 @@ from rt_plugin.model_folder.checkpoint import (
     read_checkpoint,
     starting_checkpoint,
 )
+from rt_plugin.model_folder.companions import WithCompanions
 from rt_plugin.model_folder.dictionary import load_dictionary
 from rt_plugin.model_folder.files import (
     DICTIONARY_FILE,
@@ -98,7 +99,7 @@ class RtGlueConfig(FairseqDataclass):
 
 
 @register_task("rt_glue", dataclass=RtGlueConfig)
-class RtGlueTask(FairseqTask):
+class RtGlueTask(WithCompanions, FairseqTask):
     """Classification or regression of sentences and sentence pairs.
 
     Args:
@@ -129,6 +130,7 @@ class RtGlueTask(FairseqTask):
         self._epoch: int | None = None
         # fairseq-train reduces after every batch and ends with post_validate; fairseq-validate reduces once
         self._is_training = False
+        self.keep_companions({name: path for path, name in self._files() if name != GLUE_FILE})
 
     @classmethod
     def setup_task(cls, cfg: RtGlueConfig, from_checkpoint: bool = False, **kwargs) -> "RtGlueTask":
@@ -239,14 +241,16 @@ class RtGlueTask(FairseqTask):
 
     def write_model_folder(self, save_dir: str) -> None:
         """Put what a checkpoint needs beside its data folder into `save_dir`; called when a training starts."""
+        copy_files(self._files(), save_dir)
+        self._metrics_file = Path(save_dir) / METRICS_FILE
+
+    def _files(self) -> list[tuple[Path, str]]:
+        """What of the data folder belongs beside a checkpoint, with its name there."""
         folder = Path(self.cfg.data)
         dictionary_path, label_path = prepared.dictionary_files(folder)
-        pairs = [(dictionary_path, DICTIONARY_FILE)]
-        if not self.is_regression:
-            pairs.append((label_path, LABEL_DICTIONARY_FILE))
-        pairs += [(folder / name, name) for name in (TOKENIZER_FILE, NORMALIZATION_FILE, GLUE_FILE)]
-        copy_files(pairs, save_dir)
-        self._metrics_file = Path(save_dir) / METRICS_FILE
+        labels = [] if self.is_regression else [(label_path, LABEL_DICTIONARY_FILE)]
+        others = [(folder / name, name) for name in (TOKENIZER_FILE, NORMALIZATION_FILE, GLUE_FILE)]
+        return [(dictionary_path, DICTIONARY_FILE), *labels, *others]
 
     def record_outputs(self, sample: dict, outputs: Tensor) -> None:
         """Keep the outputs (B, C) of a dev batch for the metrics; called by the criterion."""

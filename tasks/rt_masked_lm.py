@@ -27,7 +27,9 @@ from rt_plugin.blocks.ahead import Ahead
 from rt_plugin.blocks.batches import BatchIterator, BatchOptions, load_batches, order_by_size
 from rt_plugin.blocks.cutting import split_sentences
 from rt_plugin.blocks.dataset import FOLDER, BlockDataset, BlockOptions, TokenFiles
+from rt_plugin.blocks.verified import check_split
 from rt_plugin.errors import UserError
+from rt_plugin.model_folder.companions import WithCompanions
 from rt_plugin.model_folder.dictionary import load_dictionary
 from rt_plugin.model_folder.files import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE, copy_files
 from rt_plugin.text.tokenizer import Tokenizer
@@ -36,6 +38,7 @@ from .masking import MaskedDataset, Masker, Side
 
 logger = logging.getLogger(__name__)
 
+_COMPANIONS = (DICTIONARY_FILE, TOKENIZER_FILE, NORMALIZATION_FILE)  # of the checkpoints
 
 PACKING_CHOICES = ChoiceEnum(["no", "joined", "separate"])
 
@@ -145,7 +148,7 @@ class DocumentNumbers(BaseWrapperDataset):
 
 
 @register_task("rt_masked_lm", dataclass=RtMaskedLMConfig)
-class RtMaskedLMTask(MaskedLMTask):
+class RtMaskedLMTask(WithCompanions, MaskedLMTask):
     """Pretraining on text binarised by fairseq-preprocess.
 
     The data folder (the first one where several are given, joined by colons) holds dict.txt, the binarised splits and,
@@ -157,6 +160,7 @@ class RtMaskedLMTask(MaskedLMTask):
         super().__init__(cfg, dictionary)
         self._ahead = Ahead()
         self.data_folder = _first_folder(cfg.data)
+        self.keep_companions({name: self.data_folder / name for name in _COMPANIONS})
         tokenizer = self.data_folder / TOKENIZER_FILE
         if tokenizer.is_file():
             Tokenizer.load(self.data_folder).check_dictionary(
@@ -319,6 +323,7 @@ class RtMaskedLMTask(MaskedLMTask):
     def _load_dataset_split(self, split, epoch, combine):
         """The blocks of a split, `<s>` first, without masks; fairseq's own, but for sentences longer than a block."""
         path = self._prefix(split, epoch)
+        check_split(path, self._index_folder(path.parent))
         alone = not (combine and path.with_name(f"{split}1.idx").exists())
         if alone and self.cfg.shorten_method == "none" and TokenFiles.are_there(path):
             blocks = BlockDataset(
@@ -392,8 +397,7 @@ class RtMaskedLMTask(MaskedLMTask):
 
     def write_model_folder(self, save_dir: str) -> None:
         """Copy dictionary and tokenizer into `save_dir`, so that it can be loaded without the data."""
-        names = (DICTIONARY_FILE, TOKENIZER_FILE, NORMALIZATION_FILE)
-        copy_files([(self.data_folder / name, name) for name in names], save_dir)
+        copy_files([(self.data_folder / name, name) for name in _COMPANIONS], save_dir)
 
 
 def _splits(folder: Path) -> str:

@@ -179,10 +179,10 @@ def train_here(data_bin, monkeypatch, tmp_path):
 
     number = itertools.count()
 
-    def train(*options, save_dir=None, validate=False):
+    def train(*options, save_dir=None, data=data_bin, validate=False):
         save_dir = save_dir or tmp_path / f"run{next(number)}"
         options = (*options, *(() if validate else ("--disable-validation",)))
-        words = ["fairseq-train", data_bin, *TRAINING[2:], "--save-dir", save_dir, *options]
+        words = ["fairseq-train", data, *TRAINING[2:], "--save-dir", save_dir, *options]
         monkeypatch.setattr(sys, "argv", list(map(str, words)))
         cli_main()
         return save_dir

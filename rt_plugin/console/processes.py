@@ -1,4 +1,4 @@
-"""What keeps processes from outliving those that started them."""
+"""What keeps processes from outliving those that started them, and which of several is the first."""
 
 import contextlib
 import ctypes
@@ -11,6 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # of Linux' <sys/prctl.h>
+
+
+def is_first_of_machine() -> bool:
+    """Whether this process is the only one of a job on this machine, or the first: what is done once is done by it.
+
+    Known for processes that a launcher started (LOCAL_RANK), and for one a GPU that have found each other.
+    """
+    if rank := os.environ.get("LOCAL_RANK", ""):
+        return not rank.isdecimal() or int(rank) == 0
+    torch = sys.modules.get("torch")  # without it there are no others
+    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return True
+    return torch.distributed.get_rank() % max(1, torch.cuda.device_count()) == 0
 
 
 def end_with_parent() -> None:

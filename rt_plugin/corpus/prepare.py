@@ -3,7 +3,8 @@
     OUT/dict.txt, sentencepiece.bpe.model, text_normalization.json   the tokenizer (or GPT-2's encoder.json, vocab.bpe)
     OUT/{train,valid,test}.{bin,idx}                                 the data
     OUT/shard0/..., OUT/shard1/...                                   with --shards: tokenizer and data by shards
-    OUT/manifest.json                                                inputs with checksums, options, counts, files
+    OUT/manifest.json                                                inputs, options, counts, files, all with checksums
+    OUT/SHA256SUMS                                                   the same of each folder's files; training compares
 
 The data are those of sentencepiece encoding and fairseq-preprocess, token for token. An interrupted run continues when
 it is started again; text files may be compressed (.gz, .xz, .zst).
@@ -31,6 +32,7 @@ import numpy as np
 
 from rt_plugin._version import __version__
 from rt_plugin.console import commands
+from rt_plugin.console.checksums import CHECKSUMS_FILE, write_checksums
 from rt_plugin.console.files import replacing, sha256
 from rt_plugin.console.locks import in_turn, only_user_of
 from rt_plugin.console.options import check_values
@@ -217,6 +219,7 @@ def prepare(args: argparse.Namespace, report: Callable[[str], None]) -> dict | N
             finished = {split: FinishedParts(parts, split) for split in SPLITS}
             _write_datasets(args, finished)
             manifest = {**work.plan, **_results(args, finished), "seconds": round(time.monotonic() - started, 1)}
+            _write_lists(args.out, manifest["sha256"])
             _write_json(args.out / MANIFEST_FILE, manifest)
             shutil.rmtree(parts)
             return manifest
@@ -351,7 +354,7 @@ def _finished(args: argparse.Namespace, plan: dict, manifest: dict, report: Call
     out = args.out
     _check_same_plan(out, manifest, plan)
     if lost := _lost_files(out, manifest):
-        report(f"{out}: {', '.join(lost)}: missing or not of the size that was written; making the data again")
+        report(f"{out}: {', '.join(lost)}: missing or not as it was written; making the data again")
         remove = _remove_data if set(lost).isdisjoint(TOKENIZER_FILES) else _remove_outputs
         remove(out)  # all of it: a tokenizer trained again may differ
         return None
@@ -372,13 +375,25 @@ def _file_sizes(out: Path, names: Sequence[str]) -> dict[str, int]:
 
 
 def _lost_files(out: Path, manifest: dict) -> list[str]:
-    """The files of a manifest that are not there as they were written; the first manifests named none."""
-    sizes = _file_sizes(out, (*TOKENIZER_FILES, *_DATA_FILES))
-    return [name for name, size in manifest.get("files", {}).items() if sizes.get(name) != size]
+    """The files of a manifest that are not there as they were written; the first ones named none, or no checksums."""
+    sizes, digests = _file_sizes(out, (*TOKENIZER_FILES, *_DATA_FILES)), manifest.get("sha256", {})
+    return [
+        name
+        for name, size in manifest.get("files", {}).items()
+        if sizes.get(name) != size or (name in digests and sha256(out / name) != digests[name])
+    ]
+
+
+def _write_lists(out: Path, digests: dict[str, str]) -> None:
+    """Write the list of checksums of OUT and of each shard."""
+    folders = {Path(name).parent for name in digests}
+    for folder in folders:
+        listed = {Path(name).name: digest for name, digest in digests.items() if Path(name).parent == folder}
+        write_checksums(out / folder, listed)
 
 
 def _remove_data(out: Path) -> None:
-    for name in _file_sizes(out, _DATA_FILES):
+    for name in _file_sizes(out, (*_DATA_FILES, CHECKSUMS_FILE)):
         (out / name).unlink()
 
 
@@ -514,6 +529,7 @@ def _write_datasets(args: argparse.Namespace, finished: dict[str, FinishedParts]
 def _results(args: argparse.Namespace, finished: dict[str, FinishedParts]) -> dict:
     """Counts by split and by file, the data's name for fairseq, and the versions of what made them."""
     splits, files, shards = {}, {}, [0] * args.shards
+    written = _file_sizes(args.out, (*TOKENIZER_FILES, *_DATA_FILES))
     for stream in SPLITS:
         names = [str(path) for path in getattr(args, stream)]
         files.update({name: Counter() for name in names})
@@ -528,7 +544,8 @@ def _results(args: argparse.Namespace, finished: dict[str, FinishedParts]) -> di
         "counts": {split: {**c, "unknown_rate": c["unknown"] / max(1, c["tokens"])} for split, c in splits.items()},
         "counts_by_file": files,
         "tokens_by_shard": shards,
-        "files": _file_sizes(args.out, (*TOKENIZER_FILES, *_DATA_FILES)),
+        "files": written,
+        "sha256": {name: sha256(args.out / name) for name in written},
         "versions": {
             "rt_plugin": __version__,
             "python": platform.python_version(),

@@ -6,7 +6,7 @@ from fairseq import hub_utils
 
 from rt_plugin.errors import UserError
 from rt_plugin.inference.interface import RecurrentRobertaHubInterface
-from rt_plugin.model_folder.checkpoint import find_checkpoint
+from rt_plugin.model_folder.checkpoint import find_checkpoint, read_checkpoint
 from rt_plugin.model_folder.files import BEST_CHECKPOINT, NORMALIZATION_FILE, TOKENIZER_FILE
 from rt_plugin.text.tokenizer import Tokenizer
 
@@ -36,7 +36,7 @@ def from_pretrained(
     for place in (folder, data_folder):
         if not place.is_dir():
             raise UserError(f"{place}: no such folder; give the folder that holds checkpoint, dict.txt and tokenizer")
-    find_checkpoint(folder, checkpoint_file)
+    read_checkpoint(find_checkpoint(folder, checkpoint_file))  # before a tokenizer that is another one is read
     text = None
     if bpe == "sentencepiece":
         tokenizer_folder = _tokenizer_folder(folder, data_folder)

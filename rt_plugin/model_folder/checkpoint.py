@@ -12,8 +12,10 @@ from fairseq.data import Dictionary
 from fairseq.file_io import PathManager
 from fairseq.models import ARCH_CONFIG_REGISTRY
 
+from rt_plugin.console.checksums import check_listed
+from rt_plugin.console.processes import is_first_of_machine
 from rt_plugin.errors import UserError
-from rt_plugin.model_folder import configuration, container
+from rt_plugin.model_folder import companions, configuration, container
 from rt_plugin.model_folder.dictionary import load_dictionary
 from rt_plugin.model_folder.files import DICTIONARY_FILE, LAST_CHECKPOINT
 
@@ -37,24 +39,42 @@ def read_checkpoint(path: str | os.PathLike, mapped: bool = True) -> dict:
     """A fairseq checkpoint: "model" (name -> weight, on the CPU), "cfg", "extra_state" and what else was saved.
 
     Only plain data are unpickled (`weights_only`), and the configuration is rebuilt from options that are known
-    (`configuration.rebuilt`), so a checkpoint of somebody else's cannot run code.
+    (`configuration.rebuilt`), so a checkpoint of somebody else's cannot run code. The files beside it must be those
+    that it was trained with.
 
     Args:
         mapped: map the file, so that weights that nobody looks at are not kept in memory; else all are read, and
             must be finite.
 
     Raises:
-        UserError: the file is missing, damaged, or is no checkpoint of fairseq; or its configuration names what is not
-            let in.
+        UserError: the file is missing, damaged, or is no checkpoint of fairseq; its configuration names what is not
+            let in; or dictionary, tokenizer or normalisation in its folder are others.
     """
-    path = Path(path)
+    checkpoint = _read(Path(path), mapped)
+    companions.check_beside(checkpoint, Path(path))
+    return checkpoint
+
+
+def _read(path: Path, mapped: bool) -> dict:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give the model folder, or another file with --checkpoint")
+    if is_first_of_machine():
+        check_listed(path.parent, [path.name])
     checkpoint = container.load(path, mapped)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
         raise UserError(f'{path}: not a fairseq checkpoint (it holds no weights named "model")')
     container.check_weights(checkpoint["model"], path, finite=not mapped)
     return {**checkpoint, "args": None, "cfg": configuration.rebuilt(checkpoint, path)}
+
+
+def companion_digests(path: str | os.PathLike) -> companions.Digests | None:
+    """The SHA-256 of the files that a checkpoint was trained with, as it says, or the list of its folder; else None.
+
+    Raises:
+        UserError: as for `read_checkpoint`, but for the files beside it.
+    """
+    stored = companions.stored_digests(_read(Path(path), mapped=True), path)
+    return stored or companions.listed_digests(Path(path).parent)
 
 
 def checkpoint_names(folder: str | os.PathLike) -> list[str]:

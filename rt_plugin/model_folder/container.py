@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from rt_plugin.console.processes import is_first_of_machine
 from rt_plugin.errors import UserError
 
 _ZIP = b"PK\x03\x04"
@@ -62,8 +63,7 @@ def _check_archive(path: Path, size: int) -> None:
         zipfile.BadZipFile: it is no archive.
     """
     status = path.stat()
-    first = int(os.environ.get("LOCAL_RANK", "0") or 0) == 0
-    _check_once(path, status.st_dev, status.st_ino, size, status.st_mtime_ns, first)
+    _check_once(path, status.st_dev, status.st_ino, size, status.st_mtime_ns, is_first_of_machine())
 
 
 @functools.lru_cache(maxsize=64)

@@ -3,6 +3,7 @@
     OUT/checkpoint_best.pt        the weights
     OUT/dict.txt, sentencepiece.bpe.model, text_normalization.json   what is needed to use them
     OUT/label_dict.txt, glue.json   the same for a fine-tuned model
+    OUT/SHA256SUMS                checksums of all these, which loading compares
     OUT/README.md                 architecture, training, validation loss or score, the command
 
 Absolute paths that the checkpoint remembers are cut down to their last part. Load OUT with
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rt_plugin.console import commands
-from rt_plugin.console.files import replacing
+from rt_plugin.console.checksums import forget, write_checksums
+from rt_plugin.console.files import replacing, sha256
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import BESIDE_CHECKPOINTS, BEST_CHECKPOINT, copy_files
 
@@ -71,12 +73,17 @@ def export(model: Path, out: Path, checkpoint: str, precision: str, notes: Path 
         "extra_state": {k: v for k, v in state["extra_state"].items() if k in ("train_iterator", "val_loss", "best")},
     }
     try:
+        out.mkdir(parents=True, exist_ok=True)
+        forget(out, [EXPORTED_FILE, *BESIDE_CHECKPOINTS])  # until all is there again
         copy_files([(model / name, name) for name in BESIDE_CHECKPOINTS], out)
         with replacing(out / EXPORTED_FILE) as file:
             torch.save(slim, file)
+        digests = {name: sha256(out / name) for name in (EXPORTED_FILE, *BESIDE_CHECKPOINTS) if (out / name).is_file()}
         size = (out / EXPORTED_FILE).stat().st_size
+        card = _model_card(out.name, slim, precision, size, digests[EXPORTED_FILE], _command(model), text)
         with replacing(out / "README.md") as file:
-            file.write(_model_card(out.name, slim, precision, size, _command(model), text).encode())
+            file.write(card.encode())
+        write_checksums(out, digests)
     except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a full disk
         reason = getattr(error, "strerror", "is the disk full?")
         raise UserError(f"{out}: cannot be written ({reason}); give another folder, or make room") from None
@@ -139,7 +146,7 @@ def _get(group, name: str):
     return getattr(group, name, None) if isinstance(group, argparse.Namespace) else group.get(name)
 
 
-def _model_card(name: str, state: dict, precision: str, size: int, command: str, notes: str) -> str:
+def _model_card(name: str, state: dict, precision: str, size: int, digest: str, command: str, notes: str) -> str:
     cfg = state["cfg"]
     model, optimization = cfg["model"], cfg["optimization"]
     metric, value = cfg["checkpoint"]["best_checkpoint_metric"], state["extra_state"].get("val_loss")
@@ -154,6 +161,7 @@ def _model_card(name: str, state: dict, precision: str, size: int, command: str,
         "learning rate": f"{rate:g}",
         f"validation {metric}": "" if value is None else f"{value:.3f} (in training{unit})",
         "file": f"{precision}, {size / 1e6:.1f} MB",
+        "SHA-256": f"`{digest}`",
     }
     table = "".join(f"| {key} | {value} |\n" for key, value in rows.items() if value)
     text = f"# {name}\n\n| | |\n| --- | --- |\n{table}"

@@ -1,11 +1,15 @@
 """What fairseq does differently with the plugin, on purpose: nothing here was broken."""
 
 import functools
+from pathlib import Path
 
 import numpy as np
 from fairseq import checkpoint_utils
 from fairseq.data import data_utils
 
+from rt_plugin.console.checksums import forget
+from rt_plugin.model_folder.checkpoint import checkpoint_names
+from rt_plugin.model_folder.files import BESIDE_CHECKPOINTS
 from rt_plugin.repairs.registry import Patches, changed_behaviour
 
 
@@ -46,8 +50,12 @@ def complete_model_folder(patches: Patches) -> None:
 
     @functools.wraps(load_checkpoint)
     def load_checkpoint_beside_its_files(cfg, trainer, **kwargs):
-        if hasattr(trainer.task, "write_model_folder") and trainer.data_parallel_rank == 0 and not cfg.no_save:
+        writes = hasattr(trainer.task, "write_model_folder") and trainer.data_parallel_rank == 0 and not cfg.no_save
+        if writes:
             trainer.task.write_model_folder(cfg.save_dir)
-        return load_checkpoint(cfg, trainer, **kwargs)
+        loaded = load_checkpoint(cfg, trainer, **kwargs)
+        if writes:  # an exported folder's list of checksums: these files will be others
+            forget(Path(cfg.save_dir), [*BESIDE_CHECKPOINTS, *checkpoint_names(cfg.save_dir)])
+        return loaded
 
     patches.set(checkpoint_utils, "load_checkpoint", load_checkpoint_beside_its_files)

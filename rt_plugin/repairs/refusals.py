@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from rt_plugin import trust
 from rt_plugin.console.options import check_folder, check_values
 from rt_plugin.errors import UserError
-from rt_plugin.model_folder.checkpoint import refuse_another_function, starting_checkpoint
+from rt_plugin.model_folder.checkpoint import companion_digests, refuse_another_function, starting_checkpoint
 from rt_plugin.repairs.messages import after_divergence
 from rt_plugin.repairs.registry import Patches, refusal
 
@@ -245,6 +245,32 @@ def another_recurrence(patches: Patches) -> None:
         return load_checkpoint(cfg, trainer, **kwargs)
 
     patches.set(checkpoint_utils, "load_checkpoint", load_checkpoint_of_this_recurrence)
+
+
+@refusal(
+    patches=["fairseq.checkpoint_utils.load_checkpoint"],
+    until="never: fairseq knows nothing of tokenizers",
+)
+def another_tokenizer(patches: Patches) -> None:
+    """A checkpoint that was trained with another dictionary, tokenizer or normalisation is gone on from, without a
+    word: its weights fit, and token ids mean something else. Refused before a file in `--save-dir` changes.
+
+    Tasks take part by a method `refuse_other_companions(digests, checkpoint)`.
+    """
+    load_checkpoint = checkpoint_utils.load_checkpoint
+
+    @functools.wraps(load_checkpoint)
+    def load_checkpoint_of_this_tokenizer(cfg, trainer, **kwargs):
+        try:
+            start = _start(cfg)
+            stored = companion_digests(start) if start is not None else None
+        except UserError:
+            stored = None  # loading it will say more
+        if stored is not None and hasattr(trainer.task, "refuse_other_companions"):
+            trainer.task.refuse_other_companions(stored, start, labels=False)
+        return load_checkpoint(cfg, trainer, **kwargs)
+
+    patches.set(checkpoint_utils, "load_checkpoint", load_checkpoint_of_this_tokenizer)
 
 
 @refusal(

@@ -46,7 +46,8 @@ def test_exported_model_predicts_what_the_trained_one_does(trained, exported):
 def test_exported_folder_is_small_complete_and_free_of_paths(trained, exported, data_bin):
     names = {path.name for path in exported.iterdir()}
     assert names == {
-        "checkpoint_best.pt", "dict.txt", "sentencepiece.bpe.model", "text_normalization.json", "README.md"
+        "checkpoint_best.pt", "dict.txt", "sentencepiece.bpe.model", "text_normalization.json", "README.md",
+        "SHA256SUMS",
     }  # fmt: skip
     size = (exported / "checkpoint_best.pt").stat().st_size
     state = torch.load(exported / "checkpoint_best.pt", weights_only=True)

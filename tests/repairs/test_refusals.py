@@ -128,6 +128,24 @@ def test_another_recurrence(tmp_path):
     assert "load_checkpoint" in str(with_and_without("another_recurrence", load))
 
 
+def test_another_tokenizer(tmp_path, monkeypatch):
+    """The task itself knows its files; without the refusal the trainer is reached. More: attacks/test_checksums.py."""
+    cfg = OmegaConf.structured(CheckpointConfig(save_dir=str(tmp_path)))
+    path = tmp_path / "checkpoint_last.pt"
+    torch.save({"model": {}, "cfg": None, "task_state": {"sha256": {"dict.txt": "0" * 64}}}, path)
+
+    class Task:
+        def refuse_other_companions(self, digests, checkpoint, labels):
+            raise UserError(f"{checkpoint} is of another tokenizer: {digests}")
+
+    def load():
+        with pytest.raises(UserError, match=r"checkpoint_last\.pt is of another tokenizer: .*000"):
+            trainer = argparse.Namespace(checkpoint_suffix="", task=Task(), get_model=object)
+            checkpoint_utils.load_checkpoint(cfg, trainer)
+
+    assert "load_checkpoint" in str(with_and_without("another_tokenizer", load))
+
+
 def test_options_out_of_range(train_here, monkeypatch):
     """Without the refusal a negative learning rate is trained with; all the others are in test_options.py."""
     monkeypatch.setattr(FairseqTask, "build_model", lambda *_: pytest.fail("the model is built"))
