@@ -247,3 +247,21 @@ def swish_rnn(
         _log_choice(device_type, "the compiled op" if native else "plain PyTorch", reason)
     run = _native_swish_rnn if native else reference.swish_rnn
     return run(x12, alpha, beta, c_bias, gate_bias, step_size, gate, reverse)
+
+
+def _scriptable_swish_rnn(
+    x12: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    c_bias: Tensor,
+    gate_bias: Tensor,
+    step_size: int = 1,
+    gate: str = "gelu",
+    reverse: bool = False,
+    impl: str = "auto",
+) -> Tensor:
+    return swish_rnn(x12, alpha, beta, c_bias, gate_bias, step_size, gate, reverse, impl)
+
+
+# what torch.jit.script takes in the place of the function: one that calls it from Python
+swish_rnn.__prepare_scriptable__ = lambda: _scriptable_swish_rnn

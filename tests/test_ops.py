@@ -367,6 +367,19 @@ def test_script_calls_the_op(device):
     assert torch.equal(scripted(x, padding), block(x, padding))
 
 
+def test_script_takes_the_bare_function(cpu):
+    """It ended in words of torch's about its language."""
+    x12 = torch.randn(5, 2, 16)
+    parameters = [torch.randn(8) for _ in range(4)]
+    scripted = torch.jit.script(ops.swish_rnn)
+    for impl in ops.IMPLEMENTATIONS:
+        expected = ops.swish_rnn(x12, *parameters, step_size=2, impl=impl)
+        assert torch.equal(scripted(x12, *parameters, step_size=2, impl=impl), expected)
+    assert torch.equal(scripted(x12, *parameters), ops.swish_rnn(x12, *parameters))
+    with pytest.raises(Exception, match="swish_rnn: impl is 'other'"):
+        scripted(x12, *parameters, impl="other")
+
+
 def test_a_call_binds_no_signature(monkeypatch, cpu):
     """torch binds the arguments of a Function with `setup_context` at each call, which took longer than a small op."""
     leaves, dh = _small("cpu")
