@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, checksums of files, and what a log ends with."""
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
@@ -105,6 +106,22 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def appending(path: str | os.PathLike) -> BinaryIO:
+    """A file of a command's own, made if needed, to be read and to be written at its end: never what a link points to.
+
+    Raises:
+        UserError: it is a symbolic link.
+        OSError: it cannot be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UserError(f"{path}: is a symbolic link, expected a file of this command's own; remove it") from None
+    return os.fdopen(descriptor, "a+b")
 
 
 def sha256(*paths: Path) -> str:

@@ -5,8 +5,8 @@ is removed while another process waits for it would be locked twice.
 """
 
 import contextlib
-import errno
 import fcntl
+import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TextIO
 
 import filelock
 
+from rt_plugin.console.files import appending
 from rt_plugin.errors import UserError
 
 
@@ -91,13 +92,7 @@ def handed_on(folder: Path, name: str, refusal: str) -> Iterator[int]:
 
 def _opened(file: Path) -> TextIO:
     """A lock file, made if needed; never what a link points to, and not emptied."""
-    try:
-        descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise UserError(f"{file}: is a symbolic link, expected a file of this command's own; remove it") from None
-    return os.fdopen(descriptor, "a+")
+    return io.TextIOWrapper(appending(file))
 
 
 def note_holder(lock: int, process: int) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from rt_plugin.console.files import replacing, replacing_folder, sha256
+from rt_plugin.console.files import appending, replacing, replacing_folder, sha256
 from rt_plugin.console.progress import Progress
 from rt_plugin.errors import UserError
 from rt_plugin.glue.specs import TASKS, GlueTask
@@ -31,6 +31,8 @@ URLS = {
     **{"QQP": f"{_GLUE}/QQP-clean.zip", "QNLI": f"{_GLUE}/QNLIv2.zip", "AX": f"{_GLUE}/AX.tsv"},
     **{name: f"{_SUPERGLUE}/{name}.zip" for name in ("BoolQ", "MultiRC", "CB", "COPA", "WiC")},
 }
+MOST_RECEIVED = 1 << 29  # bytes; the largest of these files, MNLI's, has 313 MB
+MOST_UNPACKED = 3 << 28  # of all files of a task; MNLI's have some 450 MB
 _CHUNK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, UnicodeDecodeError)  # zipfile raises all of them
@@ -108,21 +110,29 @@ def _download_task(task: GlueTask, glue_dir: Path, source: Source, report: Calla
 
 
 def _receive(url: str, target: Path, report: Callable[[str], None]) -> None:
-    """Append to `target` what it lacks of the file at `url`."""
+    """Append to `target` what it lacks of the file at `url`; one that is larger than it may be is removed.
+
+    Raises:
+        UserError: the server cannot be reached, breaks off, or sends more than it announced, or `MOST_RECEIVED`.
+    """
     have = target.stat().st_size if target.is_file() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response, target.open("ab") as file:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response, appending(target) as file:
             if response.status != http.HTTPStatus.PARTIAL_CONTENT:
                 file.truncate(0)  # a server that does not know ranges sends all of it again
-            begin, length = file.seek(0, os.SEEK_END), int(response.headers.get("Content-Length", 0))
+            begin, length = file.seek(0, os.SEEK_END), max(0, int(response.headers.get("Content-Length", 0)))
             expected = begin + length
+            most = min(expected, MOST_RECEIVED) if length else MOST_RECEIVED
+            received = begin
             with Progress(url.rsplit("/", 1)[-1], expected if length else None, "B", report) as progress:
                 progress.skip_to(begin)
-                while chunk := response.read(_CHUNK):
+                while expected <= MOST_RECEIVED and received <= most and (chunk := response.read(_CHUNK)):
                     file.write(chunk)
+                    received += len(chunk)
                     progress.advance(len(chunk))
-            received = file.tell()
+    except UserError:  # is a ValueError
+        raise
     except urllib.error.HTTPError as error:
         if have and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return  # all of it is there
@@ -131,6 +141,15 @@ def _receive(url: str, target: Path, report: Callable[[str], None]) -> None:
         ) from None
     except (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException, ValueError) as error:
         raise UserError(f"{url}: cannot be downloaded ({error}); run the same command again to go on") from None
+    if expected > MOST_RECEIVED or received > most:
+        target.unlink()
+        if expected > MOST_RECEIVED:
+            what = f"the server announces {expected:,} bytes, and none of these files has more than {MOST_RECEIVED:,}"
+        elif length:
+            what = f"the server sends more than the {expected:,} bytes that it announced"
+        else:
+            what = f"the server sends more than {MOST_RECEIVED:,} bytes, and none of these files has as many"
+        raise UserError(f"{url}: {what}; refused, and removed; give another address with --urls")
     if received < expected:
         raise UserError(
             f"{url}: broke off after {received:,} of {expected:,} bytes; run the same command again to go on"
@@ -168,5 +187,12 @@ def _unzip(archive: Path, task: GlueTask, folder: Path, url: str) -> None:
         for name in task.files.values():
             if name not in shallowest:
                 raise UserError(f"{url}: no {name} in it; expected {', '.join(task.files.values())}")
+        size = sum(members.getinfo(shallowest[name]).file_size for name in task.files.values())
+        if size > MOST_UNPACKED:
+            raise UserError(
+                f"{url}: unpacks to {size:,} bytes, more than any of these tasks has ({MOST_UNPACKED:,}); refused, and "
+                f"removed; put the files of your own data into a folder {task.name}"
+            )
+        for name in task.files.values():  # no more than these bytes are unpacked, whatever the archive holds
             with members.open(shallowest[name]) as source, (folder / name).open("wb") as target:
                 shutil.copyfileobj(source, target)

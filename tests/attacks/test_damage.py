@@ -2,6 +2,7 @@
 
 import copy
 import random
+import resource
 import time
 import zipfile
 
@@ -116,3 +117,20 @@ def test_bombs_are_refused_at_once(honest, tmp_path):
         with pytest.raises(UserError, match=r"its weight encoder\.x is larger"):
             read()
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_three_gigabytes_that_are_said_to_be_there(packed, tmp_path):
+    """A small file whose table of contents says 3 GB, packed or not: nothing of that size is read or made."""
+    path = tmp_path / "checkpoint_best.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", bytes(1000))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\1\2") + 24
+    content[at : at + 4] = (3 * 10**9).to_bytes(4, "little")
+    path.write_bytes(content)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for read in readings(path):
+        with pytest.raises(UserError, match=r"its records are packed, or larger than it is \(3,000,000,000 bytes"):
+            read()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used < 200 * 1024  # KiB

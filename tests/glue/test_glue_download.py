@@ -13,12 +13,14 @@ import pytest
 
 from conftest import sample_rows
 from rt_plugin.errors import UserError
+from rt_plugin.glue import download as glue_download
 from rt_plugin.glue.download import Source, download, read_sources
 from rt_plugin.glue.prepare import main
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves `files`; remembers the ranges that were asked for; breaks off after `limit` bytes."""
+    """Serves `files`; remembers the ranges that were asked for; breaks off after `limit` bytes. A file that is a
+    function sends itself."""
 
     def __init__(self, state, *args):
         self.state = state
@@ -31,6 +33,8 @@ class Server(http.server.BaseHTTPRequestHandler):
         start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.state["ranges"] else 0
         if content is None:
             return self.send_error(404)
+        if callable(content):
+            return content(self)
         if start >= len(content):
             return self.send_error(416)
         self.send_response(206 if start else 200)
@@ -89,6 +93,27 @@ def fetch(server, tmp_path):
         return "\n".join(lines)
 
     return run
+
+
+def endless(headers: dict[str, str], seen: list[int]):
+    """A response without end: zeros, with whatever its headers promise; `seen` gets the sizes of what was sent."""
+
+    def send(handler):
+        handler.protocol_version = "HTTP/1.1"
+        handler.send_response(200)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        block = bytes(1 << 16)
+        chunk = b"%x\r\n%s\r\n" % (len(block), block) if "Transfer-Encoding" in headers else block
+        try:
+            while True:
+                handler.wfile.write(chunk)
+                seen.append(len(block))
+        except OSError:  # the other side has seen enough
+            handler.close_connection = True
+
+    return send
 
 
 def listing(folder: Path) -> set[str]:
@@ -223,3 +248,68 @@ class TestBadInput:
         (tmp_path / "urls.json").write_text('{"QNLI": "http://here"}')
         with pytest.raises(UserError, match=r"urls.json: .* expected JSON"):
             read_sources(tmp_path / "urls.json")
+
+
+class TestBombs:
+    """What is larger than any of these files, or than it says: refused with a bounded use of the disk, and removed."""
+
+    @pytest.fixture(autouse=True)
+    def small_limit(self, monkeypatch):
+        monkeypatch.setattr(glue_download, "MOST_RECEIVED", 1 << 20)
+
+    @pytest.mark.parametrize(
+        ("headers", "message"),
+        [
+            ({"Content-Length": "1073741824"}, "announces 1,073,741,824 bytes"),
+            ({"Content-Length": "1000", "Transfer-Encoding": "chunked"}, "more than the 1,000 bytes that it announced"),
+            ({"Transfer-Encoding": "chunked"}, "more than 1,048,576 bytes"),
+            ({}, "more than 1,048,576 bytes"),
+            ({"Content-Length": "-5"}, "more than"),
+        ],
+        ids=["announced", "more than announced", "chunks without end", "without end", "negative"],
+    )
+    def test_a_response_without_end(self, server, fetch, tmp_path, headers, message):
+        seen = []
+        server["files"]["/QNLI.zip"] = endless(headers, seen)
+        with pytest.raises(UserError, match=r"/QNLI\.zip: .*refused") as caught:
+            fetch()
+        assert message in str(caught.value)
+        assert listing(tmp_path / "glue") == set()
+        assert sum(seen) < 1 << 26  # and not a gigabyte: what was received, and what the sockets hold
+
+    def test_a_resumed_download_that_goes_on_and_on(self, server, fetch, tmp_path):
+        server["limit"] = 100
+        with pytest.raises(UserError, match="broke off"):
+            fetch()
+        server["files"]["/QNLI.zip"] = endless({"Transfer-Encoding": "chunked"}, [])
+        with pytest.raises(UserError, match=r"more than 1,048,576 bytes.*refused"):
+            fetch()
+        assert listing(tmp_path / "glue") == set()
+
+    def test_an_archive_that_unpacks_to_a_gigabyte(self, server, fetch, tmp_path, monkeypatch):
+        monkeypatch.setattr(glue_download, "MOST_RECEIVED", 1 << 29)
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+            with file.open("QNLI/train.tsv", "w") as member:
+                for _ in range(1024):
+                    member.write(bytes(1 << 20))
+            for name in ("dev", "test"):
+                file.writestr(f"QNLI/{name}.tsv", "")
+        assert len(packed.getvalue()) < 1 << 23
+        server["files"]["/QNLI.zip"] = packed.getvalue()
+        monkeypatch.setattr(glue_download.shutil, "copyfileobj", lambda *_: pytest.fail("it is unpacked"))
+        with pytest.raises(UserError, match=r"/QNLI\.zip: unpacks to 1,073,741,824 bytes.*refused"):
+            fetch()
+        assert listing(tmp_path / "glue") == set()
+
+    def test_an_archive_that_lies_about_its_size(self, server, fetch, tmp_path):
+        """1 MiB that says that it is 10 bytes: no more than these are unpacked."""
+        rest = {"QNLI/dev.tsv": "", "QNLI/test.tsv": ""}
+        content = bytearray(archive(zipfile.ZIP_DEFLATED, **{"QNLI/train.tsv": "x" * (1 << 20), **rest}))
+        for header, place in ((b"PK\3\4", 22), (b"PK\1\2", 24)):
+            at = content.index(header) + place
+            content[at : at + 4] = (10).to_bytes(4, "little")
+        server["files"]["/QNLI.zip"] = bytes(content)
+        with pytest.raises(UserError, match=r"/QNLI\.zip: not a zip file, or a damaged one"):
+            fetch()
+        assert listing(tmp_path / "glue") == set()
