@@ -16,6 +16,7 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING, OmegaConf, open_dict
 from torch import Tensor
 
+from rt_plugin.console.files import appending
 from rt_plugin.errors import UserError
 from rt_plugin.glue import prepared
 from rt_plugin.glue.dataset import GlueDataset
@@ -321,8 +322,8 @@ class RtGlueTask(WithCompanions, FairseqTask):
             "loss": float(stats["loss"]),
         }
         line |= {name: None if math.isnan(value) else value for name, value in values.items()}
-        with self._metrics_file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        with appending(self._metrics_file) as file:
+            file.write(json.dumps(line).encode() + b"\n")
 
 
 def _log_metric(name: str, value: float) -> None:

@@ -15,6 +15,7 @@ as a dotted line, and the report says where a model does not reach it.
 
 import argparse
 import csv
+import io
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from rt_plugin.console import commands
+from rt_plugin.console.files import replacing
 from rt_plugin.console.tables import markdown_table
 from rt_plugin.errors import UserError
 from rt_plugin.glue.plots import plot_boxes, plot_learning_rates
@@ -60,7 +62,8 @@ def write_report(results: Results, out: Path, floors: Results | None = None) -> 
     _write_csv(out / "table.csv", list(rows[0]), rows)
     _write_csv(out / "differences.csv", [field.name for field in fields(Difference)], map(asdict, between))
     text = _markdown(results, rows, between, floors)
-    (out / "report.md").write_text(text, encoding="utf-8")
+    with replacing(out / "report.md") as file:
+        file.write(text.encode())
     lines = {task: score for task, (_, score) in highest_floors(floors).items()}
     plot_learning_rates(results, out / "learning_rates.png", lines)
     plot_boxes(results, out / "boxes.png", lines)
@@ -68,10 +71,12 @@ def write_report(results: Results, out: Path, floors: Results | None = None) -> 
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def _markdown(results: Results, rows: Sequence[dict], between: Sequence[Difference], floors: Results) -> str:

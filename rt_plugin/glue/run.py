@@ -14,6 +14,7 @@ import torch
 from fairseq_cli.train import cli_main
 
 from rt_plugin.console.commands import show_trace
+from rt_plugin.console.files import appending
 from rt_plugin.console.locks import in_turn
 from rt_plugin.console.processes import end_with_parent
 from rt_plugin.errors import DivergenceError, UserError
@@ -50,7 +51,7 @@ def train(command: list[str], folder: Path, threads: int, gpu: str | None) -> No
 
 def _redirect_output(log: Path) -> None:
     """Everything that this process prints, from Python or not, goes to the end of the log."""
-    with log.open("a") as file:
+    with appending(log) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     # fairseq's own settings, which the import of fairseq_cli makes only in a process that has none yet

@@ -26,12 +26,13 @@ _STRUCTURE = (
     *("activation_fn", "pooler_activation_fn", "encoder_normalize_before", "untie_weights_roberta"),
     *("recurrence_dim", "recurrence_step_size", "recurrence_gate", "recurrence_direction", "recurrence_type"),
 )
-# What weights of the same sizes compute something else with. A fine-tuning has a head of its own, with a pooler.
+# What weights of the same sizes compute something else with; the last one where there is a head of a fine-tuning.
 _SIZES = ("encoder_layers", "encoder_embed_dim")
 _FUNCTION = (
     *("encoder_attention_heads", "activation_fn", "encoder_normalize_before", "layernorm_embedding"),
-    *("no_scale_embedding", "encoder_learned_pos", "no_token_positional_embeddings"),
+    *("no_scale_embedding", "encoder_learned_pos", "no_token_positional_embeddings", "untie_weights_roberta"),
 )
+_POOLER = "pooler_activation_fn"
 _CRASH_FILE = "crash.pt"  # what fairseq leaves of a training that diverged: nothing to go on from
 
 
@@ -131,9 +132,13 @@ def stored_options(checkpoint: Path) -> dict:
     Raises:
         UserError: the file is missing, cannot be read, or stores none.
     """
-    groups = read_checkpoint(checkpoint)["cfg"] or {}
+    return _options_of(read_checkpoint(checkpoint), checkpoint)
+
+
+def _options_of(checkpoint: dict, path: Path) -> dict:
+    groups = checkpoint["cfg"] or {}
     if "model" not in groups:
-        raise UserError(f"{checkpoint}: holds no options of its model; expected a checkpoint saved by fairseq 0.12")
+        raise UserError(f"{path}: holds no options of its model; expected a checkpoint saved by fairseq 0.12")
     stored = groups["model"]
     return vars(stored) if isinstance(stored, argparse.Namespace) else dict(stored)
 
@@ -177,7 +182,8 @@ def refuse_another_function(path: str | os.PathLike, options: argparse.Namespace
         UserError: an option that decides what the weights compute differs; the line names it.
     """
     try:
-        there = argparse.Namespace(**stored_options(Path(path)))
+        checkpoint = read_checkpoint(path)
+        there = argparse.Namespace(**_options_of(checkpoint, Path(path)))
     except UserError:
         return  # loading it will say more
     architecture = getattr(there, "arch", None) or getattr(there, "_name", None)
@@ -185,9 +191,10 @@ def refuse_another_function(path: str | os.PathLike, options: argparse.Namespace
         ARCH_CONFIG_REGISTRY[architecture](there)
     if any(getattr(there, name, None) != getattr(options, name, None) for name in _SIZES):
         return
+    has_head = any("classification_heads." in name for name in checkpoint["model"])
     differing = [
         name
-        for name in _FUNCTION
+        for name in (*_FUNCTION, *([_POOLER] if has_head else []))
         if hasattr(there, name) and hasattr(options, name) and getattr(there, name) != getattr(options, name)
     ]
     if differing:

@@ -1,11 +1,14 @@
 """The log of a training: its records, and going on with it. Imports the standard library only."""
 
+import io
 import json
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
+
+from rt_plugin.console.files import appending
 
 _RECORD = re.compile(r"\| INFO \| (train|train_inner|valid) \| (\{.*\})\s*$")
 # fairseq's names of what is kept of a record; "wall" counts all attempts of a training that was resumed
@@ -74,9 +77,10 @@ def continue_log(path: Path, keep_rest: bool) -> TextIO:
         keep_rest: end the line that was cut off; else it is removed.
 
     Raises:
+        UserError: it is a symbolic link.
         OSError: the file cannot be written.
     """
-    with path.open("a+b") as file:
+    with appending(path) as file:
         size = file.seek(0, os.SEEK_END)
         whole = size
         while whole:
@@ -88,7 +92,7 @@ def continue_log(path: Path, keep_rest: bool) -> TextIO:
                 break
         if whole < size:
             file.write(b"\n") if keep_rest else file.truncate(whole)
-    return path.open("a", encoding="utf-8")
+    return io.TextIOWrapper(appending(path), encoding="utf-8")
 
 
 def read_json_records(lines: Iterable[str]) -> list[dict]:

@@ -7,10 +7,12 @@ Example: rt-plugin plot runs/mini runs/mini-alternate runs/mini-roberta --out ru
 
 import argparse
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from rt_plugin.console import commands, figures
+from rt_plugin.console.files import writing
 from rt_plugin.console.tables import plain_table
 from rt_plugin.errors import UserError
 from rt_plugin.pretrain.log import read_json_records, read_log
@@ -124,10 +126,12 @@ def draw(args: argparse.Namespace) -> None:
     runs = {label: read_run(path) for label, path in zip(labels, args.runs, strict=True)}
     plot(runs, args.measure, args.out)
     rows = table(runs)
-    with args.out.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    with writing(args.out.with_suffix(".csv")) as file:
+        file.write(text.getvalue().encode())
     print(plain_table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
     print(f"{args.out} and {args.out.with_suffix('.csv')}")
 

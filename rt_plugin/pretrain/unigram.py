@@ -12,11 +12,11 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from rt_plugin.console import commands
+from rt_plugin.console.files import writing
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -66,7 +66,8 @@ def measure(args: argparse.Namespace) -> None:
     }
     print(json.dumps(result))
     if args.out:
-        Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
+        with writing(args.out) as file:
+            file.write(f"{json.dumps(result, indent=2)}\n".encode())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

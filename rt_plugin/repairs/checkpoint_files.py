@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -77,6 +78,28 @@ def other_model_in_the_folder(patches: Patches) -> None:
             ) from error
 
     patches.set(checkpoint_utils, "load_checkpoint", load_checkpoint_of_this_model)
+
+
+@repair(
+    patches=["fairseq.checkpoint_utils.verify_checkpoint_directory"],
+    until="fairseq looks at the folder without a name that everybody knows",
+)
+def save_folder_without_dummy(patches: Patches) -> None:
+    """To see whether `--save-dir` can be written, fairseq empties and removes the file `dummy` there, and what a link
+    of that name points to is emptied. A file without a name takes its place.
+    """
+
+    def verify_checkpoint_directory(save_dir: str) -> None:
+        try:
+            os.makedirs(save_dir, exist_ok=True)
+            with tempfile.TemporaryFile(dir=save_dir):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"--save-dir {save_dir}: cannot be written ({error.strerror}); give another folder"
+            ) from None
+
+    patches.set(checkpoint_utils, "verify_checkpoint_directory", verify_checkpoint_directory)
 
 
 @repair(

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from fairseq import checkpoint_utils, distributed, file_utils, options
 from fairseq.distributed import utils as distributed_utils
+from fairseq.models.roberta import RobertaModel
 from fairseq.trainer import Trainer
 from omegaconf import OmegaConf
 
@@ -148,7 +149,6 @@ def _refuse_training(cfg) -> None:
 
 def _refuse_another_family(task: str | None, arch: str | None) -> None:
     from fairseq.models import ARCH_MODEL_REGISTRY
-    from fairseq.models.roberta import RobertaModel
 
     model = ARCH_MODEL_REGISTRY.get(arch)
     if task in ("rt_masked_lm", "rt_glue") and model is not None and not issubclass(model, RobertaModel):
@@ -271,6 +271,55 @@ def another_tokenizer(patches: Patches) -> None:
         return load_checkpoint(cfg, trainer, **kwargs)
 
     patches.set(checkpoint_utils, "load_checkpoint", load_checkpoint_of_this_tokenizer)
+
+
+@refusal(
+    patches=[
+        "fairseq.models.roberta.model.RobertaModel.upgrade_state_dict_named",
+        "fairseq.checkpoint_utils.load_model_ensemble_and_task",
+    ],
+    until="fairseq compares sizes before torch does",
+)
+def sizes_of_another_model(patches: Patches) -> None:
+    """A dictionary of another size than the checkpoint's, or a model of other sizes, ends in torch's words about
+    parameters; the line has both sizes.
+    """
+    upgrade, load_all = RobertaModel.upgrade_state_dict_named, checkpoint_utils.load_model_ensemble_and_task
+
+    @functools.wraps(upgrade)
+    def upgrade_and_compare(self, state_dict, name):
+        upgrade(self, state_dict, name)
+        if not name:
+            _refuse_other_sizes(state_dict, self.state_dict())
+
+    @functools.wraps(load_all)
+    def load_models_of_these_sizes(filenames, *args, **kwargs):
+        try:
+            return load_all(filenames, *args, **kwargs)
+        except _OtherSizesError as error:
+            raise UserError(f"{':'.join(filenames)}: its model differs from the one asked for ({error})") from None
+
+    patches.set(RobertaModel, "upgrade_state_dict_named", upgrade_and_compare)
+    patches.set(checkpoint_utils, "load_model_ensemble_and_task", load_models_of_these_sizes)
+
+
+class _OtherSizesError(UserError):
+    """Without the name of the file, which the model does not know."""
+
+
+def _refuse_other_sizes(stored: dict, here: dict) -> None:
+    for name, weight in stored.items():
+        there, own = tuple(weight.shape), tuple(here[name].shape) if name in here else None
+        if own is None or own == there:
+            continue
+        if name.endswith("embed_tokens.weight") and own[1:] == there[1:]:
+            raise _OtherSizesError(
+                f"its dictionary had {there[0]} symbols, this one has {own[0]}, <mask> and the like among them: take "
+                "the dict.txt that it was trained with"
+            )
+        raise _OtherSizesError(
+            f"{name} is {' x '.join(map(str, there))}, that of this model {' x '.join(map(str, own))}"
+        )
 
 
 @refusal(

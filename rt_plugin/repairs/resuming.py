@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+from secrets import token_hex
 from types import SimpleNamespace
 
 from fairseq import checkpoint_utils
@@ -162,8 +163,9 @@ class _Points:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         os.makedirs(folder, exist_ok=True)
-        # tensorboardX names files by the second, and TensorBoard reads them in the order of their names
-        self._file = EventsWriter(os.path.join(folder, "events"), f".{time.time_ns() % 10**9:09d}")
+        # tensorboardX names files by the second, and TensorBoard reads them in the order of their names; what comes
+        # last keeps anybody from putting a link there before
+        self._file = EventsWriter(os.path.join(folder, "events"), f".{time.time_ns() % 10**9:09d}.{token_hex(8)}")
         self._event = Event
         self._write(step=start, session_log=SessionLog(status=SessionLog.START))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rt_plugin.console.files import last_line
+from rt_plugin.console.files import appending, last_line
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_TO_END = 30
@@ -66,7 +66,7 @@ class Pool:
 
     def _start(self, job: Job) -> None:
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        with job.log.open("ab") as log:
+        with appending(job.log) as log:
             process = subprocess.Popen(
                 [*self._prefix, *job.command],
                 stdin=subprocess.DEVNULL,

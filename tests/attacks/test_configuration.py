@@ -143,7 +143,7 @@ def test_no_code_runs(way, attack, folder, honest, tmp_path):
 
 
 @pytest.mark.parametrize("attack", [wav2vec2, old_args])
-def test_no_code_runs_through_commands(attack, folder, honest, data_bin, tmp_path):
+def test_no_code_runs_through_commands(attack, folder, honest, data_bin, tmp_path, capsys):
     from rt_plugin.glue.predict import main as predict
     from rt_plugin.model_folder.export import main as export
 
@@ -167,9 +167,14 @@ def test_no_code_runs_through_commands(attack, folder, honest, data_bin, tmp_pat
         words = ("fairseq-train", data_bin, *TRAINING, "--save-dir", tmp_path / "out", option, path)
         assert "RT_PLUGIN_ALLOW=" in user_error(run_command(*words, ok=False))
     assert export([str(folder), str(tmp_path / "exported")]) == 1
-    (tmp_path / "texts").write_text("a\n")
+    # a fine-tuned folder in all but its checkpoint, so that nothing else stops the prediction
+    (folder / "label_dict.txt").write_text("entailment 1\nnot_entailment 1\n")
+    (folder / "glue.json").write_text('{"task": "QNLI", "splits": {}}')
+    (tmp_path / "texts").write_text("a\tb\n")
+    capsys.readouterr()
     assert predict(["rows", str(folder), str(tmp_path / "texts"), str(tmp_path / "predictions")]) == 1
-    assert not mark.exists()
+    assert "RT_PLUGIN_ALLOW=" in capsys.readouterr().err
+    assert not mark.exists() and not (tmp_path / "predictions").exists()
 
 
 def changed(folder, honest, change) -> dict:

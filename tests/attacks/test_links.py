@@ -1,13 +1,22 @@
 """Names that can be guessed, with a link to somebody's file in their place: nothing is written through it."""
 
+import functools
 import os
 
 import pytest
 from fairseq.file_io import PathManager
+from fairseq.logging import metrics
 
-from rt_plugin.console.files import replacing, temporary_name
+from conftest import REPOSITORY
+from rt_plugin.console.files import appending, replacing, temporary_name
 from rt_plugin.console.locks import handed_on, in_turn, only_user_of
 from rt_plugin.errors import UserError
+from rt_plugin.glue import report, run
+from rt_plugin.glue.download import Source, download
+from rt_plugin.pretrain.log import continue_log
+from rt_plugin.repairs import resuming
+from rt_plugin.replicate.pool import Job, Pool
+from rt_plugin.tasks.rt_glue import RtGlueConfig, RtGlueTask
 
 
 @pytest.fixture
@@ -74,3 +83,52 @@ def test_what_killed_processes_left_is_removed(tmp_path):
         held.write(b"second")
     assert {*tmp_path.iterdir()} == {tmp_path / "file", other}
     assert (tmp_path / "file").read_text() == "second"
+
+
+def refused(write, path) -> None:
+    with pytest.raises(UserError, match=rf"{path.name}: is a symbolic link"):
+        write()
+
+
+def test_what_is_appended_follows_no_link(precious, tmp_path):
+    """Logs and the like, whose names everybody knows."""
+    for name in ("log.jsonl", "train.log", "job.log", ".QNLI-data:,text.part"):
+        (tmp_path / name).symlink_to(precious)
+    refused(lambda: continue_log(tmp_path / "log.jsonl", keep_rest=False), tmp_path / "log.jsonl")
+    refused(lambda: continue_log(tmp_path / "train.log", keep_rest=True), tmp_path / "train.log")
+    refused(lambda: run._redirect_output(tmp_path / "train.log"), tmp_path / "train.log")
+    refused(lambda: [*Pool(1, {}).run([Job("job", ["true"], tmp_path / "job.log")])], tmp_path / "job.log")
+    download_it = functools.partial(download, ["QNLI"], tmp_path, {"QNLI": Source("data:,text")}, print)
+    refused(download_it, tmp_path / ".QNLI-data:,text.part")
+    for line in (b"one\n", b"two\n"):
+        with appending(tmp_path / "new.log") as file:
+            file.write(line)
+    assert (tmp_path / "new.log").read_text() == "one\ntwo\n"
+    assert precious.read_text() == "kept"
+
+
+def test_metrics_of_a_fine_tuning_follow_no_link(precious, glue_dir, tmp_path):
+    (tmp_path / "dev_metrics.jsonl").symlink_to(precious)
+    task = RtGlueTask.setup_task(RtGlueConfig(data=str(glue_dir / "out" / "QNLI"), best_checkpoint_metric="loss"))
+    task.write_model_folder(str(tmp_path))
+    with metrics.aggregate("train"):
+        metrics.log_scalar("loss", 1.0)
+        refused(lambda: task._append_metrics({"loss": 1.0}, {}), tmp_path / "dev_metrics.jsonl")
+    assert precious.read_text() == "kept"
+
+
+def test_reports_follow_no_link(precious, tmp_path):
+    names = ("table.csv", "differences.csv", "report.md", "learning_rates.png", "boxes.png")
+    for name in names:
+        (tmp_path / name).symlink_to(precious)
+    tables = [REPOSITORY / "docs" / "figures" / f"glue_{model}.csv" for model in ("roberta_mini",)]
+    assert report.main([*map(str, tables), "--out", str(tmp_path)]) == 0
+    assert precious.read_text() == "kept"
+    assert all((tmp_path / name).stat().st_size and not (tmp_path / name).is_symlink() for name in names)
+
+
+def test_names_of_tensorboards_files_cannot_be_guessed(tmp_path, monkeypatch):
+    monkeypatch.setattr(resuming.time, "time_ns", lambda: 5)
+    for _ in range(2):
+        resuming._writer(str(tmp_path), 0).close()
+    assert len({path.name.split(".", 4)[-1] for path in tmp_path.iterdir()}) == 2

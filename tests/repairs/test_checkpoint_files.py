@@ -129,3 +129,21 @@ def test_other_model_in_the_folder(tmp_path):
             checkpoint_utils.load_checkpoint(cfg, Trainer(checkpoint_suffix="", task=None))
 
     assert "please ensure" in str(with_and_without("other_model_in_the_folder", load))
+
+
+def test_save_folder_without_dummy(tmp_path):
+    """fairseq writes `dummy` and removes it: through a link, and over a file of that name."""
+    precious, dummy = tmp_path / "precious", tmp_path / "dummy"
+
+    def check():
+        precious.write_text("kept")
+        dummy.unlink(missing_ok=True)
+        dummy.symlink_to(precious)
+        checkpoint_utils.verify_checkpoint_directory(str(tmp_path))
+        assert precious.read_text() == "kept" and dummy.is_symlink()
+
+    assert isinstance(with_and_without("save_folder_without_dummy", check), AssertionError)
+    checkpoint_utils.verify_checkpoint_directory(str(tmp_path / "new"))
+    assert not [*(tmp_path / "new").iterdir()]
+    with pytest.raises(UserError, match=r"--save-dir .*precious.folder: cannot be written \(Not a directory"):
+        checkpoint_utils.verify_checkpoint_directory(str(precious / "folder"))

@@ -1,6 +1,7 @@
 """What is refused; without the refusal it goes wrong silently, or in a traceback."""
 
 import argparse
+import shutil
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ import rt_plugin
 from conftest import TRAINING, run_command, user_error
 from repair_cases import as_exception, with_and_without
 from rt_plugin import UserError
+from rt_plugin.model import RecurrentRobertaModel
+from rt_plugin.model_folder.checkpoint import refuse_another_function
 
 
 @pytest.mark.parametrize("option", ["restore_file", "finetune_from_model"])
@@ -168,9 +171,61 @@ def test_another_function_of_weights_that_fit(format_of_today, train_here, pretr
         (("--activation-fn", "relu"), "--activation-fn gelu, this run has --activation-fn relu"),
         (("--encoder-normalize-before",), "no --encoder-normalize-before, this run has --encoder-normalize-before"),
         (("--recurrence-step-size", "2"), "--recurrence-step-size 1, this run has --recurrence-step-size 2"),
+        (("--untie-weights-roberta",), "no --untie-weights-roberta, this run has --untie-weights-roberta"),
     ):
         with pytest.raises(UserError, match=rf"start\.pt was trained with {line}"):
             train_here("--restore-file", start, *options)
+
+
+def test_another_pooler_of_a_fine_tuned_head(pretrained, tmp_path):
+    """What pools matters to weights of a head; a fine-tuning that begins chooses it."""
+    state = torch.load(pretrained / "checkpoint_last.pt", weights_only=True)
+    options = argparse.Namespace(**{**vars(state["cfg"]["model"]), "pooler_activation_fn": "relu"})
+    refuse_another_function(pretrained / "checkpoint_last.pt", options)
+    state["model"]["classification_heads.sentence_classification_head.dense.weight"] = torch.zeros(128, 128)
+    torch.save(state, tmp_path / "tuned.pt")
+    with pytest.raises(
+        UserError, match=r"tuned\.pt was trained with --pooler-activation-fn tanh, this run has .* relu"
+    ):
+        refuse_another_function(tmp_path / "tuned.pt", options)
+
+
+def sized(pretrained, tmp_path, symbols):
+    """A trained folder without checksums, with a dictionary of `symbols` symbols less."""
+    folder = shutil.copytree(pretrained, tmp_path / f"sized{symbols}")
+    for path in folder.glob("*.pt"):
+        state = torch.load(path, weights_only=True)
+        path.unlink()
+        torch.save({**state, "task_state": {}}, path)
+    lines = (folder / "dict.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "dict.txt").write_text("".join(lines[: len(lines) - symbols]), encoding="utf-8")
+    return folder
+
+
+def test_sizes_of_another_model(pretrained, data_bin, tmp_path, train_here):
+    """A dictionary of another size, or a narrower model: one line with both sizes, through every door."""
+    folder = sized(pretrained, tmp_path, 3)
+    rows = torch.load(pretrained / "checkpoint_last.pt", weights_only=True)["model"][
+        "encoder.sentence_encoder.embed_tokens.weight"
+    ].shape[0]
+    line = rf"checkpoint_(best|last)\.pt: .*its dictionary had {rows} symbols, this one has {rows - 3}\b.*dict\.txt"
+    data = shutil.copytree(data_bin, tmp_path / "data")
+    shutil.copyfile(folder / "dict.txt", data / "dict.txt")
+    path = str(folder / "checkpoint_best.pt")
+
+    def load():
+        for load_it in (
+            lambda: RecurrentRobertaModel.from_pretrained(str(folder)),
+            lambda: checkpoint_utils.load_model_ensemble_and_task([path], {"data": str(folder)}),
+        ):
+            with pytest.raises(UserError, match=line):
+                load_it()
+
+    assert "size mismatch" in str(with_and_without("sizes_of_another_model", load))
+    with pytest.raises(UserError, match=line):
+        train_here("--restore-file", folder / "checkpoint_last.pt", data=data)
+    with pytest.raises(UserError, match=r"checkpoint_last\.pt: .*embed_tokens\.weight is \d+ x 128, .* \d+ x 64"):
+        train_here("--restore-file", folder / "checkpoint_last.pt", "--encoder-embed-dim", "64")
 
 
 def test_no_downloads():
