@@ -56,6 +56,7 @@ class _Training:
 
 
 _training: _Training | None = None  # None: nothing is trained here, or nobody listens
+_to_the_end = contextlib.ExitStack()  # keeps a context that nobody else holds: it would be left at once
 
 
 @repair(
@@ -101,7 +102,7 @@ def _listen(patches: Patches) -> None:
     @functools.wraps(load_checkpoint)
     def load_checkpoint_and_listen(cfg, trainer, **kwargs):
         if _training is None:  # fairseq-hydra-train, or a process that fairseq has started: it listens to its end
-            _listening().__enter__()
+            _to_the_end.enter_context(_listening())
         training = _training
         training.trainer = weakref.ref(trainer)
         extra_state, batches = load_checkpoint(cfg, trainer, **kwargs)
