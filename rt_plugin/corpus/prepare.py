@@ -32,7 +32,7 @@ import numpy as np
 
 from rt_plugin._version import __version__
 from rt_plugin.console import commands
-from rt_plugin.console.checksums import CHECKSUMS_FILE, write_checksums
+from rt_plugin.console.checksums import CHECKSUMS_FILE, stamp, write_checksums
 from rt_plugin.console.files import replacing, sha256
 from rt_plugin.console.locks import in_turn, only_user_of
 from rt_plugin.console.options import check_values
@@ -375,13 +375,19 @@ def _file_sizes(out: Path, names: Sequence[str]) -> dict[str, int]:
 
 
 def _lost_files(out: Path, manifest: dict) -> list[str]:
-    """The files of a manifest that are not there as they were written; the first ones named none, or no checksums."""
-    sizes, digests = _file_sizes(out, (*TOKENIZER_FILES, *_DATA_FILES)), manifest.get("sha256", {})
-    return [
-        name
-        for name, size in manifest.get("files", {}).items()
-        if sizes.get(name) != size or (name in digests and sha256(out / name) != digests[name])
-    ]
+    """The files of a manifest that are not there as they were written; the first ones named none, or no checksums.
+
+    Those that nobody touched since are not read.
+    """
+    sizes = _file_sizes(out, (*TOKENIZER_FILES, *_DATA_FILES))
+    digests, stamps = manifest.get("sha256", {}), manifest.get("stamps", {})
+
+    def is_lost(name: str, size: int) -> bool:
+        if sizes.get(name) != size or name not in digests:
+            return sizes.get(name) != size
+        return stamps.get(name) != [*stamp(out / name)] and sha256(out / name) != digests[name]
+
+    return [name for name, size in manifest.get("files", {}).items() if is_lost(name, size)]
 
 
 def _write_lists(out: Path, digests: dict[str, str]) -> None:
@@ -545,6 +551,7 @@ def _results(args: argparse.Namespace, finished: dict[str, FinishedParts]) -> di
         "counts_by_file": files,
         "tokens_by_shard": shards,
         "files": written,
+        "stamps": {name: [*stamp(args.out / name)] for name in written},
         "sha256": {name: sha256(args.out / name) for name in written},
         "versions": {
             "rt_plugin": __version__,
