@@ -24,6 +24,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import setuptools
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # it would say of the licence: "2 matches found"
+    raise SystemExit(
+        f"setup.py: error: setuptools {setuptools.__version__} is installed, expected 77 or later; "
+        "run: pip install 'setuptools>=77'"
+    )
+
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 

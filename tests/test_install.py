@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -136,6 +137,38 @@ def sources(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, folder)
     return folder
+
+
+def test_old_setuptools_gets_a_sentence(sources, tmp_path):
+    (tmp_path / "old" / "setuptools").mkdir(parents=True)
+    (tmp_path / "old" / "setuptools" / "__init__.py").write_text("__version__ = '65.5.0'\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "old")}
+    result = subprocess.run(
+        [sys.executable, "setup.py", "--version"], cwd=sources, env=environment, capture_output=True, text=True
+    )
+    sentence = "setuptools 65.5.0 is installed, expected 77 or later; run: pip install 'setuptools>=77'"
+    assert result.returncode == 1 and result.stderr == f"setup.py: error: {sentence}\n"
+
+
+@pytest.mark.slow
+def test_sdist_holds_all_that_its_tests_need(tmp_path):
+    """Everything of the checkout, by the names that git knows; in an unpacked sdist there is no git to ask."""
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("no git checkout, so nothing tells what belongs to it")
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    code = f"from setuptools import build_meta as b; b.build_sdist({str(tmp_path)!r})"
+    clone = tmp_path / "clone"  # setuptools writes into the folder it builds from
+    for name in listed.stdout.splitlines():
+        if (REPOSITORY / name).is_file():  # not one that is deleted and not committed yet
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(REPOSITORY / name, clone / name)
+    environment = {**os.environ, "RT_BUILD_CPU": "0", "RT_BUILD_CUDA": "0"}
+    subprocess.run([sys.executable, "-c", code], cwd=clone, env=environment, check=True, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert {
+        str(path.relative_to(clone)) for path in clone.rglob("*") if path.is_file() and "egg-info" not in str(path)
+    } - held == set()
 
 
 def test_editable_install_without_a_compiler(sources, tmp_path):
