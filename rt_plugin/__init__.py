@@ -67,6 +67,7 @@ def _register_with_fairseq() -> None:
 
     registry.make_all(getattr(fairseq, "__version__", "of an unknown version"))
     from rt_plugin import criterions, model, tasks  # noqa: F401  (importing them registers their names)
+    from rt_plugin.pretrain import fused_adam  # noqa: F401
 
 
 if not (Path(__file__).parent / "tasks").is_dir():

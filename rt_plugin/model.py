@@ -8,7 +8,7 @@ from fairseq.distributed import fsdp_wrap
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.roberta import RobertaEncoder, RobertaModel
 from fairseq.models.roberta.model import base_architecture as roberta_architecture
-from fairseq.models.transformer import TransformerConfig, TransformerEncoder
+from fairseq.models.transformer import TransformerConfig
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from rt_plugin import ops, reference
 from rt_plugin.documents import DocumentColumns, Separation, attention_within, positions_within, same_document
+from rt_plugin.encoder import OneLookEncoder
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.checkpoint import stored_options
 from rt_plugin.modules import RECURRENCE_TYPES, RecurrentFFN
@@ -93,7 +94,7 @@ class RecurrentEncoderLayer(TransformerEncoderLayerBase):
         return (x, block_output) if self.return_fc else x
 
 
-class RecurrentEncoder(TransformerEncoder):
+class RecurrentEncoder(OneLookEncoder):
     """fairseq's Transformer encoder, built of `RecurrentEncoderLayer`."""
 
     def __init__(self, args, dictionary, embed_tokens, return_fc=False):
@@ -128,7 +129,7 @@ class RecurrentEncoder(TransformerEncoder):
             recurrence_documents: (B, L); given, the recurrence begins anew with each document.
 
         Returns:
-            As fairseq's, without `fc_results` where documents are given.
+            As fairseq's.
         """
         if attention_documents is None and recurrence_documents is None:
             return super().forward(src_tokens, src_lengths, return_all_hiddens, token_embeddings)
@@ -136,25 +137,8 @@ class RecurrentEncoder(TransformerEncoder):
             None if attention_documents is None else same_document(attention_documents),
             None if recurrence_documents is None else DocumentColumns(recurrence_documents),
         )
-        padding = src_tokens.eq(self.padding_idx)
         x, embedding = self._embed(src_tokens, token_embeddings, attention_documents)
-        x = x.masked_fill(padding.unsqueeze(-1), 0).transpose(0, 1)
-        states = [x]
-        for layer in self.layers:
-            output = layer(x, encoder_padding_mask=padding if padding.any() else None, separation=separation)
-            x = output[0] if self.return_fc else output
-            states.append(x)
-        if self.layer_norm is not None:
-            x = self.layer_norm(x)
-        return {
-            "encoder_out": [x],
-            "encoder_padding_mask": [padding],
-            "encoder_embedding": [embedding],
-            "encoder_states": states if return_all_hiddens else [],
-            "fc_results": [],
-            "src_tokens": [],
-            "src_lengths": [(~padding).sum(dim=1, dtype=torch.int32).unsqueeze(1)],
-        }
+        return self.run_layers(src_tokens, x, embedding, return_all_hiddens, separation=separation)
 
     def _embed(self, src_tokens: Tensor, token_embeddings: Tensor | None, documents: Tensor | None):
         """fairseq's `forward_embedding`, with positions that begin anew with each document."""

@@ -12,6 +12,7 @@ among
     roberta-same-gelu        the same with torch's GELU in the type of the model
     recurrent-k1, -k2        recurrent_roberta with step size 1 and 2
     recurrent-none           its control without a recurrence
+    roberta-compiled, recurrent-k1-compiled   the encoder by torch.compile, as with --compile-encoder
     transformers, transformers-compiled   RobertaForMaskedLM, eager and by torch.compile, where transformers is there
 
 With --padded, sentences end up to a sixteenth before their row does.
@@ -130,8 +131,11 @@ def fairseq_loss(args, width: int, name: str, tokens, masked):
         "recurrent-k2": {"recurrence_step_size": 2},
         "recurrent-none": {"recurrence_type": "none"},
     }
-    arch = "recurrent_roberta" if name in options else "roberta"
-    model = _model(arch, width, args, **options.get(name, {}))
+    plain = name.removesuffix("-compiled")
+    arch = "recurrent_roberta" if plain in options else "roberta"
+    model = _model(arch, width, args, **options.get(plain, {}))
+    if plain != name:
+        model.encoder.sentence_encoder.compile(dynamic=True)
     if name == "roberta-same-gelu":
         for layer in model.encoder.sentence_encoder.layers:
             layer.activation_fn = F.gelu
@@ -162,6 +166,7 @@ def transformers_loss(args, width: int, name: str, tokens, masked):
 
 STEP_MODELS = {
     **dict.fromkeys(("roberta", "roberta-same-gelu", "recurrent-k1", "recurrent-k2", "recurrent-none"), fairseq_loss),
+    **dict.fromkeys(("roberta-compiled", "recurrent-k1-compiled"), fairseq_loss),
     **dict.fromkeys(("transformers", "transformers-compiled"), transformers_loss),
 }
 

@@ -3,7 +3,8 @@
 #
 #   bash scripts/check_gpu.sh [--dry] [folder for the report, default outputs/check_gpu [part ...]]
 #
-# The parts, all of them by default: build tests memcheck initcheck benchmark_op tune benchmark_block steps tables.
+# The parts, all of them by default: build tests memcheck initcheck benchmark_op tune benchmark_block benchmark_update
+#                                         steps tables.
 # Needs nvcc (CUDA_HOME or PATH) and, in the active environment or .venv, a torch with CUDA, numpy, pytest, hypothesis and
 # setuptools; nothing is fetched. The training steps need fairseq, and transformers where it is to be compared. Exits with
 # 1 where a part failed. --dry does all of it on a CPU with small shapes: it shows that the script works, and nothing else.
@@ -28,6 +29,7 @@ if [ -n "$dry" ]; then
   op=(--device cpu --threads 1 --shapes 9x2x64 --rounds 3 --seconds 0.1)
   tune=(--emulate --problems 9x2x64x1 --dtypes float16 --rounds 1)
   block=(--device cpu --threads 1 --widths 64 --length 16 --batch 2 --rounds 3 --seconds 0.1)
+  update=(--device cpu --threads 1 --sizes tiny --vocabulary 200 --rounds 3 --seconds 0.1)
   steps=("${block[@]}" --layers 1 --vocabulary 200 --models roberta,recurrent-k1,transformers)
 else
   export RT_REQUIRE_GPU=1 # a test that finds no device fails
@@ -36,8 +38,10 @@ else
   op=(--device cuda --shapes 512x32x2048,128x256x2048,512x8x680,512x4x344 --seconds 2)
   tune=()
   block=(--device cuda --seconds 5)
+  update=(--device cuda --sizes tiny,base)
   steps=(--device cuda --seconds 8 --widths 768 --layers 12 --length 512 --batch 32 --vocabulary 50265
-    --models roberta,roberta-same-gelu,recurrent-k1,recurrent-k2,recurrent-none,transformers,transformers-compiled)
+    --models "roberta,roberta-same-gelu,roberta-compiled,recurrent-k1,recurrent-k1-compiled,recurrent-k2,recurrent-none\
+,transformers,transformers-compiled")
 fi
 
 part() { # $1: its name; the rest: the command
@@ -96,6 +100,10 @@ measure_block() {
   "$python" scripts/benchmark_block.py "${block[@]}" --dtypes float16,bfloat16 --out "$out"
 }
 
+measure_update() {
+  "$python" scripts/benchmark_update.py "${update[@]}" --out "$out"
+}
+
 measure_steps() { # full rows, then rows that end in padding
   local rows name
   for rows in "" --padded; do
@@ -116,6 +124,7 @@ run() {
   shown benchmark_op measure_op
   shown tune "$python" scripts/tune_cuda.py "${tune[@]}" --out "$out"
   shown benchmark_block measure_block
+  shown benchmark_update measure_update
   shown steps measure_steps
   shown tables "$python" scripts/tabulate_gpu.py "$out"
   echo "== summary: ${#failed[@]} parts failed ${failed[*]-}"

@@ -17,10 +17,10 @@ from architecture import COMPOSITION_ROOTS, REPOSITORY, arrows, modules, read_im
 PICTURE = REPOSITORY / "docs" / "figures" / "architecture.svg"
 # room -> column, row from below; the order of the rows is that of the imports
 PLACES = {
-    **{"reference": (0, 1), "csrc": (1, 1), "model_folder": (2, 1), "repairs": (3, 1)},
-    **{"ops": (0, 2), "backends": (1, 2), "text": (2, 2), "pretrain": (3, 2)},
-    **{"modules": (0, 3), "inference": (1, 3), "corpus": (2, 3), "documents": (3, 3)},
-    **{"hub": (1, 4), "blocks": (3, 4)},
+    **{"reference": (0, 1), "csrc": (1, 1), "model_folder": (2, 1), "encoder": (3, 1)},
+    **{"ops": (0, 2), "backends": (1, 2), "text": (2, 2), "repairs": (3, 2)},
+    **{"modules": (0, 3), "inference": (1, 3), "corpus": (2, 3), "pretrain": (3, 3)},
+    **{"documents": (0, 4), "hub": (1, 4), "blocks": (3, 4)},
     **{"model": (0, 5), "glue": (1, 5), "evaluation": (2, 5)},
     **{"tasks": (1, 6), "criterions": (2, 6), "replicate": (3, 6)},
 }

@@ -66,6 +66,10 @@ class RtMaskedLMConfig(MaskedLMConfig):
             "(default: the folder `blocks` in each data folder); for data that cannot be written to"
         },
     )
+    compile_encoder: bool = field(
+        default=False,
+        metadata={"help": "torch.compile the encoder, for any length and number of rows; takes a minute at the start"},
+    )
 
 
 class SplitSentencesDataset(BaseWrapperDataset):
@@ -196,6 +200,8 @@ class RtMaskedLMTask(WithCompanions, MaskedLMTask):
             )
         if self._document_inputs() and not getattr(model, "separates_documents", False):
             raise UserError(f"{asked} needs a recurrent_roberta: {type(model).__name__} cannot tell documents apart")
+        if self.cfg.compile_encoder and not from_checkpoint:
+            model.encoder.sentence_encoder.compile(dynamic=True)  # in place: names in checkpoints stay
         return model
 
     def _document_inputs(self) -> list[str]:

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 from fairseq import checkpoint_utils
 from fairseq.data import data_utils
+from fairseq.models.roberta import model as roberta
 
 from rt_plugin.console.checksums import forget
+from rt_plugin.encoder import OneLookEncoder
 from rt_plugin.model_folder.checkpoint import checkpoint_names
 from rt_plugin.model_folder.files import BESIDE_CHECKPOINTS
 from rt_plugin.repairs.registry import Patches, changed_behaviour
@@ -59,3 +61,14 @@ def complete_model_folder(patches: Patches) -> None:
         return loaded
 
     patches.set(checkpoint_utils, "load_checkpoint", load_checkpoint_beside_its_files)
+
+
+@changed_behaviour(
+    patches=["fairseq.models.roberta.model.TransformerEncoder"],
+    until="fairseq's encoder decides once whether a batch holds padding",
+)
+def one_look_for_padding(patches: Patches) -> None:
+    """fairseq's roberta asks in each layer whether the batch holds padding: a GPU is waited for that often, and a graph
+    of torch.compile breaks there. It is asked once, and the results are the same.
+    """
+    patches.set(roberta, "TransformerEncoder", OneLookEncoder)

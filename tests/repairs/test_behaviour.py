@@ -4,12 +4,15 @@ import argparse
 
 import numpy as np
 import pytest
+import torch
 from fairseq import checkpoint_utils
 from fairseq.data import data_utils
 from fairseq.dataclass.configs import CheckpointConfig
 from omegaconf import OmegaConf
 
+from encoder_cases import batches, make_model, waits
 from repair_cases import with_and_without
+from rt_plugin.repairs import registry
 
 
 @pytest.mark.parametrize("rows", [0, 5, 13, 40, 277])
@@ -54,7 +57,24 @@ def test_complete_model_folder(tmp_path):
         assert load() == [str(tmp_path)]
 
     written = []
-    assert isinstance(with_and_without("complete_model_folder", load_and_look), AssertionError)
-    assert load(data_parallel_rank=1) == []
-    cfg.no_save = True
-    assert load() == []
+    with registry.without("stopping_when_asked"):  # it would listen to signals from here on
+        assert isinstance(with_and_without("complete_model_folder", load_and_look), AssertionError)
+        assert load(data_parallel_rank=1) == []
+        cfg.no_save = True
+        assert load() == []
+
+
+def test_one_look_for_padding():
+    """roberta computes what fairseq's own does, bit for bit, and waits for a device once."""
+    model = make_model("roberta")
+    with registry.without("one_look_for_padding"):
+        theirs = make_model("roberta")
+    assert type(theirs.encoder.sentence_encoder) is not type(model.encoder.sentence_encoder)
+    for tokens in batches():
+        found, extra = model(tokens, features_only=True, return_all_hiddens=True)
+        expected, expected_extra = theirs(tokens, features_only=True, return_all_hiddens=True)
+        assert torch.equal(found, expected)
+        for state, other in zip(extra["inner_states"], expected_extra["inner_states"], strict=True):
+            assert torch.equal(state, other)
+        assert waits(model, tokens) == 1
+        assert waits(theirs, tokens) == len(theirs.encoder.sentence_encoder.layers) + 1  # one of a value on the CPU

@@ -1,5 +1,7 @@
 """SIGTERM and SIGUSR1: training saves and stops, all processes after one update, and goes on as if undisturbed."""
 
+import argparse
+import gc
 import itertools
 import json
 import multiprocessing
@@ -12,11 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from fairseq.dataclass.configs import CheckpointConfig
 from fairseq.trainer import Trainer
+from omegaconf import OmegaConf
 
 from conftest import TRAINING
 from rt_plugin.console.commands import STOPPED, STOPPING_SIGNALS
-from rt_plugin.repairs import registry
+from rt_plugin.repairs import registry, stopping
 
 OPTIONS = (
     *("--max-update", "10", "--save-interval-updates", "4", "--validate-interval-updates", "4"),
@@ -209,3 +213,18 @@ def test_workers_that_are_told_to_stop(train, tmp_path, monkeypatch):
     assert train_with_signalled_workers(tmp_path / "with") == (0, [1, 2, 3, 4], [])
     with registry.without("workers_that_are_told_to_stop"), pytest.raises(RuntimeError, match="DataLoader worker"):
         train_with_signalled_workers(tmp_path / "without")
+
+
+def test_a_training_that_starts_elsewhere_is_listened_to(tmp_path):
+    """As by fairseq-hydra-train, and in processes that fairseq starts: both reach load_checkpoint first."""
+    cfg = OmegaConf.structured(CheckpointConfig(save_dir=str(tmp_path)))
+    trainer = argparse.Namespace(checkpoint_suffix="", task=None, data_parallel_rank=0)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(AttributeError, match="load_checkpoint"):  # this trainer has none
+            checkpoint_utils.load_checkpoint(cfg, trainer)
+        gc.collect()
+        assert signal.getsignal(signal.SIGTERM) is not before
+    finally:
+        stopping._to_the_end.close()
+    assert signal.getsignal(signal.SIGTERM) is before
