@@ -39,6 +39,7 @@ MODELS = ("recurrent_roberta", "roberta")
 PRECISIONS = {"fp32": (), "fp16": ("--fp16",), "amp": ("--amp",), "bf16": ("--bf16",)}
 _TOKENS_PER_DEVICE = {"cpu": 8_192, "gpu": 16_384}
 _DRY_RUN_UPDATES = 3
+_MOST_LOADERS = 8
 _BUSY = "another training writes there (process {process}); wait for it, or stop it"
 
 
@@ -231,8 +232,13 @@ def fairseq_options(args: argparse.Namespace, recipe: Recipe, devices: Devices) 
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     precision = args.precision or {"gpu": "fp16", "cpu": "fp32"}[devices.kind]
     words += ["--no-epoch-checkpoints", *PRECISIONS[precision]]
-    words += ["--cpu", "--num-workers", "0"] if devices.kind == "cpu" else []
+    words += ["--cpu", "--num-workers", "0"] if devices.kind == "cpu" else ["--num-workers", str(_loaders(devices))]
     return [args.data, *words, *args.fairseq_options]
+
+
+def _loaders(devices: Devices) -> int:
+    """Processes that read batches for each process that trains: one alone keeps no GPU busy where models are small."""
+    return max(1, min(_MOST_LOADERS, len(os.sched_getaffinity(0)) // devices.processes))
 
 
 def launch_command(args: argparse.Namespace, devices: Devices, options: list[str]) -> list[str]:

@@ -68,6 +68,7 @@ def test_batch_is_the_recipes_on_any_number_of_gpus(recipe, gpus, capsys, monkey
     assert options["program"] == ("fairseq-train" if gpus == 1 else "torchrun")
     assert "--fp16" in options
     assert "--cpu" not in options
+    assert 1 <= int(options["--num-workers"]) <= max(1, os.cpu_count() // gpus)  # processes that read, for each GPU
 
 
 def test_batch_that_cannot_be_split_evenly_is_nearly_the_recipes(capsys):
