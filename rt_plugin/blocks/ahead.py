@@ -13,6 +13,7 @@ from pathlib import Path
 from rt_plugin.blocks.batches import BatchOptions, load_batches
 from rt_plugin.blocks.dataset import BlockDataset, BlockOptions, TokenFiles
 from rt_plugin.blocks.stored import path_of
+from rt_plugin.blocks.verified import check_split
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def main(request: str) -> None:
     os.nice(_NICENESS)
     asked = json.loads(request)
     with contextlib.suppress(Exception):
+        check_split(Path(asked["prefix"]), Path(asked["folder"]))
         blocks = BlockDataset(
             Path(asked["prefix"]), BlockOptions(**asked["blocks"]), Path(asked["folder"]), bos=0, eos=0
         )

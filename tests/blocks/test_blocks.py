@@ -14,6 +14,8 @@ from indexed import batch_iterator, make_task, sentence_lengths, write_split
 
 from rt_plugin.blocks import cutting, dataset
 from rt_plugin.blocks.batches import BatchIterator
+from rt_plugin.console.checksums import write_checksums
+from rt_plugin.console.files import sha256
 from rt_plugin.errors import UserError
 
 BREAK_MODES = ("none", "complete", "complete_doc", "eos")
@@ -169,16 +171,18 @@ def shards(tmp_path):
 
 
 def files_by_kind(shard):
-    """train.blocks and train.batches -> the file, of those that are complete."""
+    """train.blocks, train.batches, train.checksums -> the file, of those that are complete."""
     paths = (shard / "blocks").glob("train.*")
     return {path.stem: path for path in paths if path.suffix != ".tmp"}
 
 
 def test_the_next_shard_is_worked_out_while_this_one_trains(shards):
+    """Its blocks, its batches, and whether it is as the list of its folder says."""
+    write_checksums(shards[1], {name: sha256(shards[1] / name) for name in ("train.bin", "train.idx")})
     task = make_task(*shards)
     iterator = batch_iterator(task, epoch=1, disable_iterator_cache=True)
     deadline = time.monotonic() + 120
-    while not (finished := files_by_kind(shards[1])).keys() >= {"train.blocks", "train.batches"}:
+    while not (finished := files_by_kind(shards[1])).keys() >= {"train.checksums", "train.blocks", "train.batches"}:
         assert time.monotonic() < deadline, finished
         time.sleep(0.1)
     before = {path: path.stat().st_ino for path in finished.values()}
