@@ -367,3 +367,22 @@ def no_downloads(patches: Patches) -> None:
         )
 
     patches.set(file_utils, "get_from_cache", get_nothing)
+
+
+@refusal(
+    patches=["fairseq.file_utils.load_archive_file"],
+    until="fairseq unpacks into the folder that it names, and leaves the archive where it is",
+)
+def packed_models(patches: Patches) -> None:
+    """A packed model (`model.tar.gz`) is unpacked wherever the names in it lead, and its archive is replaced by what
+    comes out.
+    """
+    load_archive_file = file_utils.load_archive_file
+
+    @functools.wraps(load_archive_file)
+    def load_folder(archive_file):
+        if os.path.isfile(archive_file):
+            raise UserError(f"{archive_file}: is a file, expected a model folder; unpack it, and give what comes out")
+        return load_archive_file(archive_file)
+
+    patches.set(file_utils, "load_archive_file", load_folder)

@@ -1,11 +1,14 @@
 """What is refused; without the refusal it goes wrong silently, or in a traceback."""
 
 import argparse
+import os
 import shutil
+import tarfile
+import tempfile
 
 import pytest
 import torch
-from fairseq import checkpoint_utils, file_utils
+from fairseq import checkpoint_utils, file_utils, hub_utils
 from fairseq.dataclass.configs import CheckpointConfig, FairseqConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks import FairseqTask
@@ -237,3 +240,22 @@ def test_no_downloads():
     with rt_plugin.allow("download"), pytest.raises(Exception) as caught:
         file_utils.cached_path("s3://example.org/model.tar.gz")
     assert not isinstance(caught.value, UserError)
+
+
+def test_packed_models(tmp_path):
+    """fairseq unpacks an archive wherever its members' names lead, and puts the result in the archive's place."""
+
+    def ask():
+        folder, archive = tmp_path / "in" / "model", tmp_path / "in" / "model.tar.gz"
+        (tmp_path / "escaped").unlink(missing_ok=True)
+        shutil.rmtree(tmp_path / "in", ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / "dict.txt").touch()
+        with tarfile.open(archive, "w:gz") as packed:
+            packed.add(folder, "model")
+            packed.add(folder / "dict.txt", os.path.relpath(tmp_path / "escaped", tempfile.gettempdir() + "/x"))
+        with pytest.raises(UserError, match=r"model\.tar\.gz: is a file.*unpack it"):
+            hub_utils.from_pretrained(str(archive))
+        assert archive.is_file() and not (tmp_path / "escaped").exists()
+
+    assert not isinstance(with_and_without("packed_models", ask), UserError)
