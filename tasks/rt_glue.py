@@ -243,6 +243,8 @@ class RtGlueTask(WithCompanions, FairseqTask):
     def write_model_folder(self, save_dir: str) -> None:
         """Put what a checkpoint needs beside its data folder into `save_dir`; called when a training starts."""
         copy_files(self._files(), save_dir)
+        if not (Path(self.cfg.data) / GLUE_FILE).is_file() and self.glue_task.texts:  # data prepared by other means
+            prepared.write_glue_file(Path(save_dir), self.glue_task, {})
         self._metrics_file = Path(save_dir) / METRICS_FILE
 
     def _files(self) -> list[tuple[Path, str]]:

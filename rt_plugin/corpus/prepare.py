@@ -282,6 +282,7 @@ def begin(args: argparse.Namespace, report: Callable[[str], None]) -> Work | dic
     known = {str(x.path): x.sha256 for found in inputs.values() for x in found}
     plan = make_plan(args, lambda path: known.get(str(path)) or sha256(path))
     _check_same_plan(args.out, _read_json(parts / _PLAN_FILE), plan)
+    _tell_of_repetition(plan["inputs"], report)
     work = Work(plan, inputs, make_layout(args, inputs, form))
     _write_json(parts / _PLAN_FILE, plan)
     _write_tokenizer(args, report)
@@ -298,6 +299,21 @@ def make_plan(args: argparse.Namespace, checksum: Callable[[Path], str]) -> dict
     tokenizer = [_describe(path, checksum) for path in _tokenizer_sources(args)]
     options = {name: getattr(args, name) for name in _OPTIONS}
     return {"version": 1, "options": options, "tokenizer": tokenizer, "inputs": inputs}
+
+
+def _tell_of_repetition(inputs: dict[str, list[dict]], report: Callable[[str], None]) -> None:
+    """Report files that are there twice, whatever their names."""
+    seen = {}
+    for split, files in inputs.items():
+        for file in files:
+            other, known = seen.get(file["sha256"], (None, None))
+            if known == split:
+                report(f"{file['path']}: the same text as {other}; it counts twice in the {split} data")
+            elif known is not None:
+                report(
+                    f"{file['path']}: the same text as {other}; the {split} loss will be of text that was trained on"
+                )
+            seen[file["sha256"]] = (file["path"], split)
 
 
 def _checksums(manifest: dict, report: Callable[[str], None]) -> Callable[[Path], str]:
@@ -438,6 +454,7 @@ def _write_tokenizer(args: argparse.Namespace, report: Callable[[str], None]) ->
         if not (out / TOKENIZER_FILE).exists():
             report(f"training a tokenizer of {args.vocab_size:,} pieces; this takes minutes for every 100 MB of text")
             normalization = args.normalization or "moses"
+            TextNormalizer(normalization, args.language).tell_of_missing_rules(report)
             settings = (normalization, args.language, args.model_type, args.max_sentences, args.seed)
             read = functools.partial(read_document_lines, text_field=args.text_field)
             records = any(kind_of(path) != "text" for path in args.train)

@@ -6,7 +6,7 @@
         train.log, dev_metrics.jsonl         fairseq's log, which begins with the command; metrics in full precision
         result.json                          the row; a run that has one is not run again
 
-Stopped or killed, the same command goes on: finished runs stay, a run that was under way continues from its last epoch.
+Stopped or killed, the same command goes on: finished runs stay, a run that was under way goes on where it saved.
 The CSV then is the one of an undisturbed sweep, but for the seconds, which count the last attempt. The number of
 --threads can change the last digits on a CPU: give it if --jobs may change in between.
 

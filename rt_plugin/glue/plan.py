@@ -11,12 +11,12 @@ from rt_plugin._location import USER_DIR
 from rt_plugin.console import commands
 from rt_plugin.console.options import check_values
 from rt_plugin.errors import UserError
-from rt_plugin.glue.prepared import dictionary_files, read_glue_file
+from rt_plugin.glue.prepared import dictionary_files, read_glue_file, task_in
 from rt_plugin.glue.results import SCORE, epochs_in_log, read_dev_metrics
-from rt_plugin.glue.specs import TASKS, GlueTask, find_task
+from rt_plugin.glue.specs import BY_NAME, GlueTask, find_task, task_rank
 from rt_plugin.model_folder.checkpoint import model_options
 from rt_plugin.model_folder.dictionary import load_dictionary
-from rt_plugin.model_folder.files import DICTIONARY_FILE, TOKENIZER_FILE
+from rt_plugin.model_folder.files import DICTIONARY_FILE, GLUE_FILE, TOKENIZER_FILE
 
 WARMUP_SHARE = 0.06
 SORTED_BATCHES = 50
@@ -134,21 +134,21 @@ def chosen_tasks(data: Path, names: Sequence[str] | None) -> list[GlueTask]:
     Raises:
         UserError: DATA or the folder of a named task is missing, or no task is there.
     """
-    wanted = [find_task(name) for name in names] if names else TASKS
-    found = {task.name for task in wanted if _has_training_data(data / task.name)}
-    if names and (missing := [task.name for task in wanted if task.name not in found]):
+    there = sorted(path.parent.name for path in data.glob(f"*/{GLUE_FILE}"))
+    wanted = names or [name for name in (*BY_NAME, *there) if name in there]
+    prepared = {name: read_glue_file(data / name) for name in wanted}
+    found = [name for name in wanted if {"train", "valid"} <= set((prepared[name] or {}).get("splits", ()))]
+    if names and (missing := [name for name in names if name not in found]):
+        if prepared[missing[0]] is None:
+            find_task(missing[0])  # a mistyped name is said first
         raise UserError(
             f"{data / missing[0]}: no prepared train and dev set of {missing[0]} there; "
             "prepare them with rt-plugin prepare-glue"
         )
     if not found:
         raise UserError(f"{data}: no prepared task there; expected the OUT folder of rt-plugin prepare-glue")
-    return [task for task in TASKS if task.name in found]
-
-
-def _has_training_data(folder: Path) -> bool:
-    prepared = read_glue_file(folder)
-    return prepared is not None and {"train", "valid"} <= set(prepared.get("splits", ()))
+    tasks = {name: BY_NAME.get(name) or task_in(prepared[name]) for name in found}
+    return sorted(tasks.values(), key=lambda task: task_rank(task.name))
 
 
 def hyperparameters(lr: float, rows: int, epochs: int, batch_size: int) -> list[str]:

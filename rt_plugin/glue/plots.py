@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from rt_plugin.console import figures
-from rt_plugin.glue.specs import TASKS
-from rt_plugin.glue.statistics import Results
+from rt_plugin.glue.specs import task_rank
+from rt_plugin.glue.statistics import Results, averaged
 
 _FLOOR = {"color": "black", "ls": ":", "lw": 1}
 _FLOOR_LABEL = "best without an encoder"
@@ -97,4 +97,5 @@ def plot_boxes(results: Results, path: Path, floors: Mapping[str, float] | None 
 
 def _tasks(results: Results) -> list[str]:
     """The tasks that any model has, in the order of the task table; without second dev sets."""
-    return [task.name for task in TASKS if any(task.name in tasks for tasks in results.values())]
+    names = {name for tasks in results.values() for name in averaged(tasks)}
+    return sorted(names, key=task_rank)

@@ -42,7 +42,9 @@ def input_task(task: GlueTask, path: Path, texts: Sequence[str] | None) -> GlueT
             f"--texts {' '.join(texts)}: rows of {task.name} belong together by {task.group}, which columns do not "
             "tell; write them in the official layout and leave --texts out"
         )
-    if texts and len(texts) != len(task.texts):
+    if not texts and not task.texts:
+        raise UserError("how many texts the model reads is not told in its folder: give their columns with --texts")
+    if texts and task.texts and len(texts) != len(task.texts):
         raise UserError(f"--texts {' '.join(texts)}: {len(texts)} given, the model reads {len(task.texts)}")
     if not texts and task.reader not in ("tsv", "jsonl"):
         return task

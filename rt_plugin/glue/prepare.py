@@ -8,7 +8,9 @@
     OUT/<TASK>/sentencepiece.bpe.model, text_normalization.json  the tokenizer
     OUT/<TASK>/glue.json                                         the task's name, files and counts
 
-The layout is the one of fairseq's `sentence_prediction`.
+The layout is the one of fairseq's `sentence_prediction`. A folder with a task.json is a task of your own, such as
+{"texts": ["sentence"], "label": "label", "labels": ["neg", "pos"]}, beside train, dev and test, .tsv or .jsonl:
+docs/glue.md.
 """
 
 import argparse
@@ -24,9 +26,10 @@ from rt_plugin.console.files import replacing_folder
 from rt_plugin.console.progress import track
 from rt_plugin.console.tables import plain_table
 from rt_plugin.errors import UserError
+from rt_plugin.glue import own
 from rt_plugin.glue.download import download, read_sources
 from rt_plugin.glue.readers import read_examples, source_files, source_folder
-from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask, find_task
+from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask
 from rt_plugin.model_folder.files import GLUE_FILE
 
 if TYPE_CHECKING:
@@ -136,13 +139,16 @@ def chosen_tasks(names: Sequence[str] | None, glue_dir: Path) -> list[tuple[Glue
     """
     if not glue_dir.is_dir():
         raise UserError(f"{glue_dir}: no such folder; expected one with task folders such as {glue_dir / 'QNLI'}")
-    tasks = [find_task(name) for name in names] if names else TASKS
+    mine = sorted(path.name for path in glue_dir.iterdir() if own.is_own(path))
+    tasks = [own.task_of_folder(name, glue_dir / name) for name in names or (*(t.name for t in TASKS), *mine)]
     pairs = [(task, source_folder(task, glue_dir)) for task in tasks]
     if names and (missing := [task.name for task, folder in pairs if folder is None]):
         raise UserError(f"{glue_dir}: no folder for {', '.join(missing)}; expected {glue_dir / missing[0]}")
     found = [(task, folder) for task, folder in pairs if folder is not None]
     if not found:
-        raise UserError(f"{glue_dir}: no task folder there; expected some of {', '.join(BY_NAME)}")
+        raise UserError(
+            f"{glue_dir}: no task folder there; expected some of {', '.join(BY_NAME)}, or your own with a task.json"
+        )
     return found
 
 

@@ -18,6 +18,7 @@ import torch
 from fairseq.data import Dictionary, data_utils, indexed_dataset
 
 from rt_plugin.errors import UserError
+from rt_plugin.glue import own
 from rt_plugin.glue.specs import BY_NAME, GlueTask, find_task, generic_task
 from rt_plugin.model_folder.dictionary import load_dictionary
 from rt_plugin.model_folder.files import DICTIONARY_FILE, GLUE_FILE, LABEL_DICTIONARY_FILE
@@ -115,7 +116,9 @@ class IndexedWriter:
 
 def write_glue_file(folder: Path, task: GlueTask, splits: dict[str, dict]) -> None:
     """Write glue.json, the last file of a prepared folder; split -> file, rows, left_out, labels (name -> rows)."""
-    text = json.dumps({"task": task.name, "splits": splits}, indent=2) + "\n"
+    description = own.describe(task)
+    own_task = {} if description is None else {"description": description}
+    text = json.dumps({"task": task.name, **own_task, "splits": splits}, indent=2) + "\n"
     (folder / GLUE_FILE).write_text(text, encoding="utf-8")
 
 
@@ -130,10 +133,21 @@ def read_glue_file(folder: Path) -> dict | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        find_task(content["task"])
+        task_in(content, str(path))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: {error}; prepare the data again with rt-plugin prepare-glue") from None
     return content
+
+
+def task_in(content: dict, where: str = GLUE_FILE) -> GlueTask:
+    """The task that a glue.json names, or describes.
+
+    Raises:
+        UserError: it is in no table, or the description is wrong.
+    """
+    if "description" not in content:
+        return find_task(content["task"])
+    return own.make_task(content["task"], content["description"], where)
 
 
 def task_of(
@@ -152,14 +166,23 @@ def task_of(
     prepared = read_glue_file(folder)
     if name and prepared and prepared["task"] != name:
         raise UserError(f"--glue-task {name}, but {folder / GLUE_FILE} says {prepared['task']}: other data")
-    if name or prepared:
-        return find_task(name or prepared["task"])
+    if prepared:
+        return task_in(prepared)
+    if name:
+        return find_task(name)
     if not regression and (num_classes is None or num_classes < 2):
         raise UserError(
             f"{folder}: no {GLUE_FILE} there and --num-classes is {num_classes}; name the task with --glue-task, "
             "or give --num-classes (2 or more) or --regression-target"
         )
-    return generic_task(num_classes, regression)
+    texts = tuple(name for name in _INPUTS if (folder / name).is_dir())  # a model folder of earlier versions has none
+    if regression:
+        return generic_task(1, True, texts=texts)
+    path = dictionary_files(folder)[1]
+    labels = label_names(load_dictionary(path), num_classes)
+    if len(labels) < num_classes:
+        raise UserError(f"{path}: {len(labels)} labels ({', '.join(labels)}), expected {num_classes}")
+    return generic_task(num_classes, False, labels, texts)
 
 
 def dictionary_files(folder: Path) -> tuple[Path, Path]:

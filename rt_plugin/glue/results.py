@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rt_plugin.console.files import replacing
 from rt_plugin.errors import UserError
-from rt_plugin.glue.specs import BY_NAME, METRICS, TASKS, GlueTask
+from rt_plugin.glue.specs import BY_NAME, METRICS, GlueTask, task_rank
 
 CSV_FILE = "results.csv"  # of a sweep
 RESULT_FILE = "result.json"  # of a run: its row
@@ -40,7 +40,6 @@ _METRIC_COLUMNS = (
 _CHECKPOINT = "checkpoint"
 _LOG_END = 4096  # bytes of a log in which fairseq tells its progress once or more
 COLUMNS: tuple[str, ...] = (*_RUN_COLUMNS, *_METRIC_COLUMNS, _CHECKPOINT)
-_TASK_ORDER = {task.name: i for i, task in enumerate(TASKS)}
 
 
 def read_dev_metrics(folder: Path) -> list[dict]:
@@ -129,7 +128,7 @@ def write_csv(path: Path, rows: Iterable[dict]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for row in sorted(rows, key=lambda r: (r["model"], _TASK_ORDER[r["task"]], r["lr"] or 0.0, r["seed"])):
+    for row in sorted(rows, key=lambda r: (r["model"], task_rank(r["task"]), r["lr"] or 0.0, r["seed"])):
         writer.writerow({name: UNDEFINED if _is_nan(value) else value for name, value in row.items()})
     with replacing(path) as file:
         file.write(text.getvalue().encode())
@@ -170,19 +169,37 @@ def read_csv(path: Path) -> list[Run]:
             reader = csv.DictReader(file)
             missing = [name for name in (*_RUN_COLUMNS, *_METRIC_COLUMNS) if name not in (reader.fieldnames or ())]
             if missing:
-                raise UserError(f"{path}: no column {missing[0]}; expected a file of rt-plugin finetune-glue")
+                raise UserError(f"{path}, line 1: no column {missing[0]}; expected a file of rt-plugin finetune-glue")
             return [_read_row(path, reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read it ({error}); expected a file of rt-plugin finetune-glue") from None
 
 
 def _read_row(path: Path, line: int, row: dict[str, str]) -> Run:
+    if None in row or None in row.values():
+        less = "fewer" if None in row.values() else "more"
+        raise UserError(f"{path}, line {line}: {less} columns than line 1 has; is it cut off? Take the whole file")
     try:
-        values = {
-            name: math.nan if row[name] == UNDEFINED else float(row[name]) for name in _METRIC_COLUMNS if row[name]
-        }
-        task, failed, checkpoint = BY_NAME[row["task"]], bool(int(row["failed"])), row.get(_CHECKPOINT) or ""
+        values = {name: _metric(name, row[name]) for name in _METRIC_COLUMNS if row[name]}
+        scores = [f"{when}_{SCORE}" for when in (WHEN if row["lr"] else WHEN[:1])]  # a floor has no last epoch
+        if missing := [name for name in scores if name not in values]:
+            raise ValueError(f"no {missing[0]}")
+        task = BY_NAME.get(row["task"]) or GlueTask(
+            row["task"], (), (), (), ()
+        )  # of one's own: its name is enough here
+        failed, checkpoint = bool(int(row["failed"])), row.get(_CHECKPOINT) or ""
         lr = float(row["lr"]) if row["lr"] else None
         return Run(row["model"], task, lr, int(row["seed"]), failed, values, checkpoint)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}, line {line}: {error!r}; expected a row written by rt-plugin finetune-glue") from None
+        raise UserError(f"{path}, line {line}: {error}; expected a row written by rt-plugin finetune-glue") from None
+
+
+def _metric(column: str, text: str) -> float:
+    """A metric as `write_csv` writes it; nan where it is undefined."""
+    if text == UNDEFINED:
+        return math.nan
+    value = float(text)
+    lowest, highest = (0.0, math.inf) if "rmse" in column else (-1.0, 1.0)
+    if not (lowest <= value <= highest and math.isfinite(value)):
+        raise ValueError(f"{column} is {text}, expected a number from {lowest:g} to {highest:g}, or {UNDEFINED}")
+    return value

@@ -8,6 +8,7 @@ Label names stand in the order of their class indices. All inference tasks of th
 model tuned on MNLI can be scored on AX and CB. Binary F1 counts class 1 as the positive class.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rt_plugin.errors import UserError
@@ -246,6 +247,11 @@ TASKS: tuple[GlueTask, ...] = (
 BY_NAME: dict[str, GlueTask] = {task.name: task for task in TASKS}
 
 
+def task_rank(name: str) -> tuple[int, str]:
+    """Sorts tasks: those of the table in its order, then others by name."""
+    return (list(BY_NAME).index(name), "") if name in BY_NAME else (len(BY_NAME), name)
+
+
 def find_task(name: str) -> GlueTask:
     """The row of the task table.
 
@@ -257,10 +263,20 @@ def find_task(name: str) -> GlueTask:
     return BY_NAME[name]
 
 
-def generic_task(num_classes: int, regression: bool) -> GlueTask:
-    """A task that is not in the table, for data prepared by other means: class names are the class indices."""
+def generic_task(
+    num_classes: int,
+    regression: bool,
+    labels: Sequence[str] | None = None,
+    texts: Sequence[str] = ("input0", "input1"),
+) -> GlueTask:
+    """A task that is not in the table, for data prepared by other means.
+
+    Args:
+        labels: in the order of the class indices; None: the indices are the names.
+        texts: of a row; none where that is not known.
+    """
     if regression:
         headline = ("pearson", "spearman")
-        return GlueTask("custom", ("input0", "input1"), (), (*headline, "rmse"), headline, score_range=(0.0, 1.0))
-    labels = tuple(str(i) for i in range(num_classes))
-    return GlueTask("custom", ("input0", "input1"), labels, ("accuracy",), ("accuracy",))
+        return GlueTask("custom", tuple(texts), (), (*headline, "rmse"), headline, score_range=(0.0, 1.0))
+    labels = tuple(str(i) for i in range(num_classes)) if labels is None else tuple(labels)
+    return GlueTask("custom", tuple(texts), labels, ("accuracy",), ("accuracy",))

@@ -23,7 +23,7 @@ import numpy as np
 
 from rt_plugin.errors import UserError
 from rt_plugin.glue.results import Run
-from rt_plugin.glue.specs import TASKS
+from rt_plugin.glue.specs import task_rank
 
 AVERAGE = "average"
 SECOND_DEV_SET = "-mm"  # after a task's name
@@ -128,7 +128,7 @@ def collect(runs: Iterable[Run], when: str = "best") -> Results:
     if not grouped:
         raise UserError("the CSV files hold no runs; wait until rt-plugin finetune-glue has finished one")
     return {
-        model: dict(itertools.chain(*(_dev_sets(tasks[task.name], when) for task in TASKS if task.name in tasks)))
+        model: dict(itertools.chain(*(_dev_sets(tasks[name], when) for name in sorted(tasks, key=task_rank))))
         for model, tasks in grouped.items()
     }
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -85,7 +86,7 @@ class Sweep:
         """Run what is not finished yet.
 
         Raises:
-            UserError: runs broke off, or the process that they are forked from was killed.
+            UserError: runs broke off, no run has a score, or the process that they are forked from was killed.
         """
         self.report(f"{len(self.runs)} runs, {len(self.runs) - len(self._waiting)} of them finished before")
         self._write_csv()
@@ -99,9 +100,18 @@ class Sweep:
             for started in self._running.values():
                 started.process.terminate()
                 started.process.join()
+        self._raise_what_went_wrong()
+
+    def _raise_what_went_wrong(self) -> None:
         if self._broken:
             logs = ", ".join(str(run.folder / LOG_FILE) for run in self._broken)
             raise UserError(f"{len(self._broken)} runs broke off, {len(self._waiting)} were not begun; see {logs}")
+        rows = [json.loads((run.folder / RESULT_FILE).read_text()) for run in self.runs]
+        if all(math.isnan(row["best_score"]) for row in rows):
+            raise UserError(
+                f"no run has a score ({len(rows)} diverged before the first dev set, or were undefined on it; "
+                f"{self.out / CSV_FILE} has them as failed); use a lower --lr, and another OUT folder"
+            )
 
     def _may_begin(self) -> bool:
         return bool(self._waiting) and (self.keep_going or not self._broken)
@@ -144,13 +154,14 @@ class Sweep:
         self._write_csv()
         self._remove_checkpoints(run.folder)
         self._progress.reach(self._work - self._work_left())
-        self.report(self._line(run, row, seconds))
+        self.report(self._line(run, row, seconds, status == DIVERGED))
 
-    def _line(self, run: PlannedRun, row: dict, seconds: float) -> str:
+    def _line(self, run: PlannedRun, row: dict, seconds: float, diverged: bool) -> str:
         finished = len(self.runs) - len(self._waiting) - len(self._running) - len(self._broken)
+        scored = f"score {row['best_score']:.4f} in epoch {row['best_epoch']} of {row['epochs']}"
         words = [
-            f"{run.name}: score {row['best_score']:.4f} in epoch {row['best_epoch']} of {row['epochs']}",
-            "failed" if row["failed"] else "",
+            f"{run.name}: {'no score' if math.isnan(row['best_score']) else scored}",
+            "diverged" if diverged else "failed" if row["failed"] else "",
             f"{seconds:.0f} s",
             self._progress.time_left(),
         ]

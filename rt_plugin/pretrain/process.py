@@ -8,7 +8,7 @@ import os
 import sys
 
 from rt_plugin._location import USER_DIR
-from rt_plugin.console.commands import show_trace
+from rt_plugin.console.commands import INTERRUPTED, show_trace
 from rt_plugin.console.processes import end_with_parent
 from rt_plugin.errors import UserError
 
@@ -37,6 +37,9 @@ def main() -> None:
         arguments = sys.argv[1:]
         sys.argv[1:] = [*arguments, "--user-dir", str(USER_DIR), *distributed_options(os.environ)]
         cli_main()
+    except KeyboardInterrupt:
+        sys.stderr.write("rt_plugin: interrupted; the same command resumes\n")
+        sys.exit(INTERRUPTED)
     except UserError as error:
         show_trace()
         sys.stderr.write(f"rt_plugin: error: {error}\n")  # in one piece: another process may be writing, too

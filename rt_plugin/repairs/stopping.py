@@ -241,7 +241,7 @@ def _save_and_stop() -> NoReturn:
     if trainer.data_parallel_world_size > 1:  # nobody ends, and is missed, while another one is writing
         everybody = torch.zeros(1, device=trainer.device)
         distributed_utils.all_reduce(everybody, group=trainer.data_parallel_process_group).item()
-    if trainer.is_data_parallel_master or os.environ.get("LOCAL_RANK", "0") == "0":
+    if trainer.is_data_parallel_master or os.environ.get("LOCAL_RANK") == "0":
         why = f"by {_training.signal}" if _training.signal else "as another process was told to"
         kept = "nothing is saved" if options.no_save or options.no_last_checkpoints else "saved"
         # a warning, since the first process alone logs more

@@ -6,12 +6,14 @@ when first needed.
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from rt_plugin.errors import UserError
 
 NORMALIZATIONS = ("none", "moses", "moses-tokenize")
 _VERSION = 1
+_FURTHER_LANGUAGES = ("ja", "ko", "cjk")  # of which Moses has other rules than for abbreviations
 
 
 class TextNormalizer:
@@ -42,6 +44,19 @@ class TextNormalizer:
         if choice == "moses-tokenize":
             self._tokenizer = moses.MosesTokenizer(lang=language)
             self._detokenizer = moses.MosesDetokenizer(lang=language)
+
+    def tell_of_missing_rules(self, report: Callable[[str], None]) -> None:
+        """Report where Moses has no rules for the language, and goes on with those of English."""
+        if self.choice == "none":
+            return
+        from sacremoses.corpus import NonbreakingPrefixes
+
+        known = {*NonbreakingPrefixes().available_langs.values(), *_FURTHER_LANGUAGES}
+        if self.language not in known:
+            report(
+                f"--language {self.language}: Moses has no rules for it, and takes those of English; it has some for "
+                f"{', '.join(sorted(known))}"
+            )
 
     def normalize(self, text: str) -> str:
         """The text as the tokenizer shall see it, on one line."""

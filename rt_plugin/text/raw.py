@@ -98,6 +98,8 @@ def read_lines(path: str | os.PathLike) -> Iterator[str]:
     has_text = False
     with open_text(path) as (file, _):
         for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 2), b""), start=1):  # 2: its end
+            if number == 1 and not raw.endswith(b"\n"):
+                _refuse_old_line_ends(path, raw)
             line = _decode_line(raw, path, number)
             has_text = has_text or bool(line.strip())
             yield line
@@ -117,6 +119,15 @@ def _decode_line(raw: bytes, path: Path, number: int) -> str:
             "convert the file, for example with iconv -t UTF-8"
         ) from None
     return line.removesuffix("\n").removesuffix("\r")
+
+
+def _refuse_old_line_ends(path: Path, only_line: bytes) -> None:
+    """Refuse a file whose lines end with CR alone: it would be one line. `only_line`: of the file, without its end."""
+    if b"\r" in only_line.strip():
+        raise UserError(
+            f"{path}: its only line holds carriage returns, as the line ends of old files are; expected lines that end "
+            "with a line feed: convert it, for example with tr '\\r' '\\n'"
+        )
 
 
 def _too_long(path: Path, number: int) -> UserError:
@@ -155,6 +166,8 @@ class Chunk:
         raw_lines = self.data.split(b"\n")
         if not raw_lines[-1]:  # what follows the last line's end is no line
             raw_lines.pop()
+        if self.first_line == 1 and self.ends_file and len(raw_lines) == 1 and not self.data.endswith(b"\n"):
+            _refuse_old_line_ends(self.path, raw_lines[0])
         if len(self.data) > LONGEST_LINE:
             for i, raw in enumerate(raw_lines):
                 if len(raw.removesuffix(b"\r")) > LONGEST_LINE:

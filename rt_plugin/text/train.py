@@ -166,6 +166,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _train(args: argparse.Namespace) -> None:
+    TextNormalizer(args.normalization, args.language).tell_of_missing_rules(commands.report)
     train_sentencepiece(**vars(args))
     print(f"{args.folder}: a tokenizer of {args.vocab_size:,} pieces ({args.model_type}, {args.normalization})")
 

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import time
 from pathlib import Path
 
@@ -149,6 +150,15 @@ def test_data_that_do_not_fit_their_index_are_named(damage, data, tmp_path):
     else:
         tokens.write_bytes(tokens.read_bytes()[:-2] if damage == "cut off" else tokens.read_bytes() + b"12")
     with pytest.raises(UserError, match="train.bin"):
+        batch_iterator(make_task(folder))
+
+
+def test_an_id_of_another_dictionary_late_in_the_data(tmp_path):
+    folder = write_split(tmp_path / "data", "train", [1 << 20] * 17)
+    with (folder / "train.bin").open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(np.array([9999], np.uint16).tobytes())
+    with pytest.raises(UserError, match="train.bin: found token id 9999, and the dictionary has 54 symbols"):
         batch_iterator(make_task(folder))
 
 

@@ -398,6 +398,22 @@ def test_model_of_gpt2_data_is_loaded_with_its_files_and_not_for_glue(gpt2_bpe, 
     assert f"{model / 'sentencepiece.bpe.model'}: no sentencepiece model there" in error
 
 
+def test_what_looks_like_a_slip_is_said(tmp_path, capsys):
+    """The same text twice, by its content, and a language that Moses has no rules for."""
+    first, again, valid = (tmp_path / f"{name}.txt" for name in ("first", "again", "valid"))
+    first.write_text((SAMPLE / "train.txt").read_text()[:60_000])
+    for path in (again, valid):
+        path.write_bytes(first.read_bytes())
+    prepare(first, again, "--valid", valid, "--vocab-size", 300, "--language", "tlh", "--out", tmp_path / "out")
+    said = capsys.readouterr().err
+    assert f"{again}: the same text as {first}; it counts twice in the train data" in said
+    assert f"{valid}: the same text as {again}; the valid loss will be of text that was trained on" in said
+    assert "--language tlh: Moses has no rules for it, and takes those of English" in said
+    prepare(first, "--vocab-size", 300, "--language", "de", "--out", tmp_path / "other")
+    said = capsys.readouterr().err
+    assert "the same text" not in said and "Moses" not in said
+
+
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [

@@ -178,9 +178,13 @@ def test_both_dev_sets_of_mnli(sweep, tmp_path):
     assert not list(tmp_path.glob("**/*.pt"))
 
 
-def test_a_training_that_diverges_is_a_failed_run(sweep, tmp_path):
+def test_a_training_that_diverges_is_a_failed_run(sweep, tmp_path, capsys):
     options = ("--tasks", "QNLI", "--seeds", "1", "--epochs", "2", "--lr", "1e38")
-    assert sweep(tmp_path, *options, "--", "--warmup-updates", "0") == 0
+    capsys.readouterr()
+    for _ in range(2):  # finished before, it says so again
+        assert sweep(tmp_path, *options, "--", "--warmup-updates", "0") == 1
+        said = capsys.readouterr().err
+        assert "error: no run has a score (1 diverged" in said and "use a lower --lr" in said and "nan" not in said
     (row,) = read_rows(tmp_path)
     assert (row["failed"], row["last_score"], row["train_loss"]) == ("1", "undefined", "undefined")
 

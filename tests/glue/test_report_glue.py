@@ -215,6 +215,47 @@ def test_bad_input(files, tmp_path, capsys):
     assert "hold no runs" in capsys.readouterr().err
 
 
+def drop_column(text, name):
+    rows = [line.split(",") for line in text.splitlines()]
+    at = rows[0].index(name)
+    return "".join(",".join(row[:at] + row[at + 1 :]) + "\n" for row in rows)
+
+
+def replace_score(by):
+    return lambda text: text.replace("0.7123", by)
+
+
+BROKEN = {
+    "nan for a score": (
+        replace_score("nan"),
+        "line 3: best_score is nan, expected a number from",
+    ),
+    "a score of 5": (
+        replace_score("5.0"),
+        "line 3: best_score is 5.0, expected a number from -1",
+    ),
+    "a score of words": (
+        replace_score("good"),
+        "line 3: could not convert string to float: 'good'",
+    ),
+    "no score": (replace_score(""), "line 3: no best_score; expected a row"),
+    "a cut last line": (lambda text: text[: -len(text.splitlines()[-1]) // 2], "line 3: fewer columns than line 1 has"),
+    "a column too many": (lambda text: f"{text.rstrip()},1\n", "line 3: more columns than line 1 has"),
+    "a lost column": (lambda text: drop_column(text, "best_score"), "line 1: no column best_score"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_file_is_named_with_its_line(what, tmp_path, capsys):
+    path = tmp_path / "results.csv"
+    write_csv(path, [row("m", "RTE", 1e-4, seed, score, last=0.5) for seed, score in ((1, 0.6), (2, 0.7123))])
+    damage, message = BROKEN[what]
+    path.write_text(damage(path.read_text()))
+    assert main([str(path), "--out", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rt-plugin report-glue: error: {path}, {message}"), line
+
+
 FLOOR = [
     {"model": "tf-idf", "task": "RTE", "lr": None, "seed": 0, "failed": 0, "best_score": 0.63, "last_score": 0.63},
     {"model": "majority", "task": "RTE", "lr": None, "seed": 0, "failed": 0, "best_score": 0.5, "last_score": 0.5},

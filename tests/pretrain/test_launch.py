@@ -360,6 +360,25 @@ def test_two_killed_processes_go_on_as_if_undisturbed(trained, data_bin, tmp_pat
     assert [name for name in undisturbed if not torch.equal(killed[name], undisturbed[name])] == []
 
 
+def test_ctrl_c_under_torchrun_is_one_line(capsys, monkeypatch):
+    from fairseq_cli import train
+
+    from rt_plugin.pretrain import process
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "cli_main", interrupt)
+    monkeypatch.setattr(process, "end_with_parent", lambda: None)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setattr(sys, "argv", ["process.py"])
+    with pytest.raises(SystemExit) as end:
+        process.main()
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "rt_plugin: interrupted; the same command resumes\n"
+
+
 def test_dry_run_is_not_logged_to_tensorboard_and_training_is(data_bin, tmp_path):
     pytest.importorskip("tensorboardX")
     options = (data_bin, *SMALL, "--updates", "1", "--save-dir", tmp_path / "run", "--tensorboard", tmp_path / "logs")

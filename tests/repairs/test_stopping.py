@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fairseq.dataclass.configs import CheckpointConfig
 from fairseq.trainer import Trainer
 from omegaconf import OmegaConf
 
-from conftest import TRAINING
+from conftest import ENVIRONMENT, REPOSITORY, TRAINING
 from rt_plugin.console.commands import STOPPED, STOPPING_SIGNALS
 from rt_plugin.repairs import registry, stopping
 
@@ -228,3 +229,40 @@ def test_a_training_that_starts_elsewhere_is_listened_to(tmp_path):
     finally:
         stopping._to_the_end.close()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+BY_FAIRSEQ = """
+import atexit, rt_plugin, torch
+from fairseq_cli import train
+from rt_plugin.repairs import registry
+
+refused = registry.without("launches_without_training")  # where there is no GPU
+refused.__enter__()
+atexit.register(refused.__exit__, None, None, None)
+if __name__ == "__main__":
+    torch.cuda.device_count = lambda: 2  # so many processes fairseq starts; they see no GPU, and train on the CPU
+    train.cli_main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the processes would train on GPUs")
+def test_processes_that_fairseq_has_started(data_bin, tmp_path):
+    """The signal comes to the process that has started them, and trains nothing."""
+    (tmp_path / "two.py").write_text(BY_FAIRSEQ)
+    options = ("--distributed-world-size", "2", "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp")
+    words = (tmp_path / "two.py", data_bin, *TRAINING, *options, "--log-interval", "1", "--max-update", "9999")
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words), "--save-dir", str(tmp_path), "--disable-validation"],
+        cwd=REPOSITORY,
+        env={**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert any('"num_updates": "2"' in line for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == STOPPED, said[-3000:]
+    assert "stopped by SIGTERM after update" in said and "Traceback" not in said
+    assert state_of(tmp_path)["extra_state"]["train_iterator"]["num_shards"] == 2

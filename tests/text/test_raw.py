@@ -51,6 +51,18 @@ def test_a_small_file_of_much_text_takes_little_memory(compress, tmp_path):
         tracemalloc.stop()
 
 
+def test_line_ends_of_old_files_are_named(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"one\rtwo\r")
+    for read in (read_lines, lambda path: [chunk.lines() for chunk in read_chunks(path, 1 << 16, True)]):
+        with pytest.raises(UserError, match=r"text\.txt: its only line holds carriage returns, .* tr '\\r' '\\n'"):
+            list(read(path))
+    for content, lines in ((b"one\r\ntwo\r\n", ["one", "two"]), (b"a\rb\nc", ["a\rb", "c"]), (b"one\r", ["one"])):
+        path.write_bytes(content)
+        assert list(read_lines(path)) == lines
+        assert [line for chunk in read_chunks(path, 1 << 16, True) for line in chunk.lines()] == lines
+
+
 def test_the_missing_package_is_named(tmp_path, monkeypatch):
     for name in ("compression.zstd", "backports.zstd"):
         monkeypatch.setitem(sys.modules, name, None)

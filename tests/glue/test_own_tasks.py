@@ -1,0 +1,133 @@
+"""Tasks of one's own, by a task.json or prepared by other means: from the files to predictions and a report."""
+
+import csv
+import json
+import shutil
+import sys
+
+import pytest
+
+from conftest import sample_rows
+from rt_plugin.errors import UserError
+from rt_plugin.glue import finetune, predict, prepare, report
+from rt_plugin.glue.own import describe, make_task
+from rt_plugin.model import RecurrentRobertaModel
+
+REVIEWS = {"texts": ["sentence"], "label": "mood", "labels": ["neg", "pos"]}
+ONE_RUN = ("--lr", "1e-3", "--seeds", "1", "--epochs", "1", "--threads", "1", "--batch-size", "16")
+
+
+def run(main, *words):
+    assert main([str(word) for word in words]) == 0
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A task of single sentences as JSON lines; its labels are in another order than by their frequency, or by name."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "Reviews").mkdir()
+    (folder / "Reviews" / "task.json").write_text(json.dumps(REVIEWS))
+    for split, count in (("train", 64), ("dev", 24)):
+        _, *rows = sample_rows(split, count)
+        lines = [{"sentence": row[2], "mood": ("pos", "neg", "pos")[i % 3]} for i, row in enumerate(rows)]
+        (folder / "Reviews" / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def swept(files, tokenizer_folder, pretrained, tmp_path_factory):
+    """Prepared data, and the OUT folder of a sweep over them."""
+    folder = tmp_path_factory.mktemp("swept")
+    run(prepare.main, files, folder / "data", "--model", tokenizer_folder)
+    run(finetune.main, folder / "data", folder / "out", "--model", pretrained, "--gpus", *ONE_RUN)
+    return folder
+
+
+def assert_predictions_are_those_of_classify(model, files, out, *options):
+    run(predict.main, "rows", model, files / "Reviews" / "dev.jsonl", out, *options)
+    with out.open(newline="") as file:
+        written = [row["prediction"] for row in csv.DictReader(file, delimiter="\t")]
+    loaded = RecurrentRobertaModel.from_pretrained(str(model))
+    lines = [json.loads(line) for line in (files / "Reviews" / "dev.jsonl").read_text().splitlines()]
+    assert written == [loaded.classify(line["sentence"])[0] for line in lines]
+    assert set(written) <= {"neg", "pos"}
+    return written, lines
+
+
+def test_from_the_files_to_a_report(swept, files, tmp_path, capsys):
+    model = swept / "out" / "Reviews" / "lr0.001-seed1"
+    written, lines = assert_predictions_are_those_of_classify(model, files, tmp_path / "predicted.tsv")
+    right = sum(label == line["mood"] for label, line in zip(written, lines, strict=True)) / len(lines)
+    assert f"24 rows; accuracy {right:.4f}, f1_macro " in capsys.readouterr().out
+    with (swept / "out" / "results.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["task"], float(row["best_accuracy"])) == ("Reviews", pytest.approx(right))
+    run(report.main, swept / "out" / "results.csv", "--out", tmp_path)
+    assert "over 1 tasks: Reviews." in capsys.readouterr().out
+
+
+def test_data_prepared_by_other_means(swept, files, pretrained, tmp_path, monkeypatch, capsys):
+    """As fairseq-preprocess leaves them, with --num-classes: one text, and labels with names."""
+    from fairseq_cli.train import cli_main
+
+    data, model = shutil.copytree(swept / "data" / "Reviews", tmp_path / "data"), tmp_path / "model"
+    (data / "glue.json").unlink()
+    words = ("fairseq-train", data, "--user-dir", "rt_plugin", "--task", "rt_glue", "--criterion", "rt_glue", "--cpu")
+    words += ("--arch", "recurrent_roberta_tiny", "--num-classes", "2", "--batch-size", "16", "--max-epoch", "1")
+    words += ("--finetune-from-model", pretrained / "checkpoint_last.pt", "--optimizer", "adam", "--lr", "1e-3")
+    monkeypatch.setattr(sys, "argv", [*map(str, words), "--save-dir", str(model), "--num-workers", "0"])
+    cli_main()
+    texts = ("--texts", "sentence")
+    assert_predictions_are_those_of_classify(model, files, tmp_path / "predicted.tsv", *texts)
+    (model / "glue.json").unlink()  # as earlier versions left the folder
+    assert_predictions_are_those_of_classify(model, files, tmp_path / "again.tsv", *texts)
+    capsys.readouterr()
+    assert predict.main(["rows", str(model), str(files / "Reviews" / "dev.jsonl"), str(tmp_path / "x")]) == 1
+    assert "give their columns with --texts" in capsys.readouterr().err
+
+
+def test_a_description_is_carried_along():
+    for description in (
+        REVIEWS,
+        {"texts": ["a", "b"], "label": "score", "score_range": [-1.0, 1.0]},
+        {**REVIEWS, "metrics": ["f1", "mcc"], "headline": ["mcc"], "files": {"train": "a.tsv", "valid": "b.tsv"}},
+    ):
+        task = make_task("Mine", description, "task.json")
+        again = make_task("Mine", json.loads(json.dumps(describe(task))), "glue.json")
+        assert again == task
+    assert (task.metrics, task.reader, task.num_classes) == (("f1", "mcc"), "tsv", 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text": ["a"]}, "unknown key 'text'; expected some of texts, label, labels"),
+        ({"texts": "sentence"}, "texts is 'sentence', expected a list of names"),
+        ({"texts": ["a", "b", "c"]}, "texts names 3 columns, expected one or two"),
+        ({"labels": ["neg"]}, "labels are neg; expected two or more, each once"),
+        ({"labels": ["neg", "neg"]}, "labels are neg, neg; expected two or more, each once"),
+        ({"score_range": [0, 5]}, "expected labels, in the order of their class indices, or a score_range"),
+        ({"labels": None}, "labels is None, expected a list of names"),
+        ({"metrics": ["bleu"]}, "metrics names 'bleu', expected some of accuracy, f1, f1_macro, mcc"),
+        ({"headline": ["mcc"]}, "headline is ('mcc',), expected one or more of its metrics"),
+    ],
+)
+def test_a_wrong_description_is_named(change, message):
+    with pytest.raises(UserError) as error:
+        make_task("Mine", {**REVIEWS, **change}, "task.json")
+    assert str(error.value).startswith(f"task.json: {message}")
+
+
+def test_files_that_do_not_fit(files, tokenizer_folder, tmp_path, capsys):
+    for name, content, message in (
+        ("CoLA", json.dumps(REVIEWS), "task.json: CoLA is a task of the table; give the folder another name"),
+        ("Mine", "{", "task.json: not JSON"),
+        ("Mine", json.dumps(REVIEWS), "dev.tsv, expected the official valid file"),
+    ):
+        folder = tmp_path / "files" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "task.json").write_text(content)
+        shutil.copy(files / "Reviews" / "train.jsonl", folder / "train.tsv")
+        words = (tmp_path / "files", tmp_path / "out", "--model", tokenizer_folder, "--tasks", name)
+        assert prepare.main([str(word) for word in words]) == 1
+        assert message in capsys.readouterr().err.splitlines()[-1]
