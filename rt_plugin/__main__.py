@@ -20,7 +20,7 @@ VERBS = {
     "fairseq": ("rt_plugin.pretrain.fairseq", "one of fairseq's own commands, the plugin imported first (Python 3.14)"),
     "plot": ("rt_plugin.pretrain.plot", "curves and a table of several trainings"),
     "unigram": ("rt_plugin.pretrain.unigram", "the perplexity that word counts alone reach"),
-    "export": ("rt_plugin.model_folder.export", "a trained model as people pass it on, with a model card"),
+    "export": ("rt_plugin.export.command", "a trained model as people pass it on, with a model card"),
     "fill-mask": ("rt_plugin.inference.fill_mask", "the most probable tokens for each <mask> of a sentence"),
     "embed": ("rt_plugin.inference.embed", "a text file of any size -> one vector a line, as a numpy array"),
     "classify": ("rt_plugin.inference.classify", "the labels that a fine-tuned model gives to sentences"),

@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "inference": _TEXT,
     "hub": ("inference",),
     "model": ("reference", "ops", "documents", "encoder", "modules", *_FILES, "hub"),
+    "export": (*_TEXT, "inference", "evaluation"),
     "corpus": _TEXT,
     "pretrain": _TEXT,
     "glue": (*_TEXT, "inference", "hub"),

@@ -168,6 +168,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     from rt_plugin import hub
     from rt_plugin.inference.likelihood import PseudoLikelihood
+    from rt_plugin.model_folder.checkpoint import checkpoint_path
 
     model = hub.from_pretrained(str(args.model), args.checkpoint)
     if torch.cuda.is_available() and not args.cpu:
@@ -175,7 +176,7 @@ def evaluate(args: argparse.Namespace) -> None:
     scorer = PseudoLikelihood(model, args.mask)
     settings = Settings(
         model=args.name or args.model.resolve().name,
-        checkpoint=sha256(args.model / args.checkpoint)[:16],
+        checkpoint=sha256(checkpoint_path(args.model, args.checkpoint))[:16],
         mask=args.mask,
         limit=args.limit,
         data=digest(whole),

@@ -14,7 +14,7 @@ from rt_plugin.errors import UserError
 from rt_plugin.glue.prepared import dictionary_files, read_glue_file, task_in
 from rt_plugin.glue.results import SCORE, epochs_in_log, read_dev_metrics
 from rt_plugin.glue.specs import BY_NAME, GlueTask, find_task, task_rank
-from rt_plugin.model_folder.checkpoint import model_options
+from rt_plugin.model_folder.checkpoint import checkpoint_path, model_options
 from rt_plugin.model_folder.dictionary import load_dictionary
 from rt_plugin.model_folder.files import DICTIONARY_FILE, GLUE_FILE, TOKENIZER_FILE
 
@@ -81,7 +81,7 @@ def plan(args: argparse.Namespace) -> list[PlannedRun]:
     """
     commands.refuse_options(args.fairseq_options, _REFUSED)
     check_values({"lr": list(args.lr), "seeds": list(args.seeds)})
-    model = model_options(args.model / args.checkpoint)
+    model = model_options(checkpoint_path(args.model, args.checkpoint))
     tasks = chosen_tasks(args.data, args.tasks)
     for task in tasks:
         check_tokenizer(args.data / task.name, args.model)
@@ -117,7 +117,8 @@ def plan_run(args: argparse.Namespace, task: GlueTask, lr: float, seed: int, mod
     rows = splits["train"]["rows"]
     command = [
         *("fairseq-train", str(data), "--user-dir", user_dir(), "--task", "rt_glue", "--criterion", "rt_glue", *model),
-        *("--finetune-from-model", str(args.model / args.checkpoint), "--save-dir", str(folder), "--seed", str(seed)),
+        *("--finetune-from-model", str(checkpoint_path(args.model, args.checkpoint))),
+        *("--save-dir", str(folder), "--seed", str(seed)),
         *hyperparameters(lr, rows, args.epochs, args.batch_size),
         *("--best-checkpoint-metric", SCORE, "--maximize-best-checkpoint-metric"),
         *("--valid-subset", ",".join(split for split in splits if split.startswith("valid"))),

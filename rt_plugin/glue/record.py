@@ -11,6 +11,7 @@ from rt_plugin.console.files import replacing, sha256
 from rt_plugin.errors import UserError
 from rt_plugin.glue.plan import PlannedRun
 from rt_plugin.glue.prepared import dictionary_files
+from rt_plugin.model_folder.checkpoint import checkpoint_path
 from rt_plugin.model_folder.files import GLUE_FILE
 
 COMMAND_FILE = "command.txt"  # of a run
@@ -29,7 +30,7 @@ def describe_sweep(args: argparse.Namespace, runs: Sequence[PlannedRun]) -> dict
     Raises:
         UserError: a file cannot be read.
     """
-    checkpoint = args.model / args.checkpoint
+    checkpoint = checkpoint_path(args.model, args.checkpoint)
     folders = {run.task.name: args.data / run.task.name for run in runs}
     return {
         "name": args.name or checkpoint.parent.resolve().name,

@@ -30,7 +30,7 @@ from rt_plugin.console.files import sha256
 from rt_plugin.console.progress import Progress
 from rt_plugin.errors import UserError
 from rt_plugin.inference.arguments import LINES_AT_A_TIME, add_model, load_model
-from rt_plugin.model_folder.files import BESIDE_CHECKPOINTS
+from rt_plugin.model_folder.files import BESIDE_CHECKPOINTS, CONFIGURATION_FILE
 from rt_plugin.text.raw import read_lines
 
 if TYPE_CHECKING:
@@ -91,7 +91,10 @@ def _partial(args: argparse.Namespace, text: str, device: str) -> Iterator[tuple
     """The file of what is done so far, made if needed, and locked as long as this runs; others of OUT are removed."""
     from rt_plugin.model_folder.checkpoint import find_checkpoint
 
-    used = [find_checkpoint(args.model, args.checkpoint), *(args.model / name for name in BESIDE_CHECKPOINTS)]
+    used = [
+        find_checkpoint(args.model, args.checkpoint),
+        *(args.model / name for name in (CONFIGURATION_FILE, *BESIDE_CHECKPOINTS)),
+    ]
     settings = {
         **{"version": 1, "model": sha256(*filter(Path.is_file, used)), "text": text},
         **{name: getattr(args, name) for name in ("pooling", "precision", "exact", "truncate")},

@@ -22,7 +22,7 @@ def from_pretrained(
 
     Args:
         model_folder: the `--save-dir` of a training, or a copy of it.
-        checkpoint_file: the name of a checkpoint in the folder, default "checkpoint_best.pt".
+        checkpoint_file: the name of a checkpoint in the folder, default "checkpoint_best.pt", else model.safetensors.
         data: the folder with dict.txt (and label_dict.txt), relative to the model folder; default: the model folder.
         bpe: fairseq's name of the tokenizer, default "sentencepiece": sentencepiece.bpe.model of the model folder or
             of the data folder. Others (such as "gpt2") take their files through `overrides`.
@@ -36,7 +36,8 @@ def from_pretrained(
     for place in (folder, data_folder):
         if not place.is_dir():
             raise UserError(f"{place}: no such folder; give the folder that holds checkpoint, dict.txt and tokenizer")
-    read_checkpoint(find_checkpoint(folder, checkpoint_file))  # before a tokenizer that is another one is read
+    path = find_checkpoint(folder, checkpoint_file)
+    read_checkpoint(path)  # before a tokenizer that is another one is read
     text = None
     if bpe == "sentencepiece":
         tokenizer_folder = _tokenizer_folder(folder, data_folder)
@@ -44,7 +45,7 @@ def from_pretrained(
         overrides.setdefault("sentencepiece_model", str(tokenizer_folder / TOKENIZER_FILE))
     loaded = hub_utils.from_pretrained(
         str(folder.resolve()),
-        checkpoint_file,
+        path.name,
         str(data_folder.resolve()),
         bpe=bpe,
         load_checkpoint_heads=True,

@@ -17,7 +17,14 @@ from rt_plugin.console.processes import is_first_of_machine
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder import companions, configuration, container
 from rt_plugin.model_folder.dictionary import load_dictionary
-from rt_plugin.model_folder.files import DICTIONARY_FILE, LAST_CHECKPOINT
+from rt_plugin.model_folder.files import (
+    BEST_CHECKPOINT,
+    CONFIGURATION_FILE,
+    DICTIONARY_FILE,
+    LAST_CHECKPOINT,
+    SAFETENSORS_FILE,
+)
+from rt_plugin.model_folder.safetensors import is_safetensors
 
 # What decides which function the weights compute. Not here: regularisation, which a fine-tuning chooses for itself, and
 # the number of positions, which the task `rt_glue` takes from the checkpoint.
@@ -60,7 +67,7 @@ def _read(path: Path, mapped: bool) -> dict:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give the model folder, or another file with --checkpoint")
     if is_first_of_machine():
-        check_listed(path.parent, [path.name])
+        check_listed(path.parent, [path.name, *([CONFIGURATION_FILE] if is_safetensors(path) else [])])
     checkpoint = container.load(path, mapped)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
         raise UserError(f'{path}: not a fairseq checkpoint (it holds no weights named "model")')
@@ -80,16 +87,24 @@ def companion_digests(path: str | os.PathLike) -> companions.Digests | None:
 
 def checkpoint_names(folder: str | os.PathLike) -> list[str]:
     """The names of the checkpoints in a folder, sorted."""
-    return sorted(path.name for path in Path(folder).glob("*.pt") if path.name != _CRASH_FILE)
+    found = itertools.chain(Path(folder).glob("*.pt"), Path(folder).glob("*.safetensors"))
+    return sorted(path.name for path in found if path.name != _CRASH_FILE)
+
+
+def checkpoint_path(folder: str | os.PathLike, name: str) -> Path:
+    """Where the checkpoint `name` of a folder is: model.safetensors where that is the usual one and is missing."""
+    folder = Path(folder)
+    other = folder / SAFETENSORS_FILE
+    return other if name == BEST_CHECKPOINT and not (folder / name).exists() and other.is_file() else folder / name
 
 
 def find_checkpoint(folder: str | os.PathLike, name: str) -> Path:
-    """The checkpoint `name` of a folder.
+    """The checkpoint `name` of a folder, see `checkpoint_path`.
 
     Raises:
         UserError: there is none; the line names those that are there.
     """
-    path = Path(folder) / name
+    path = checkpoint_path(folder, name)
     if not path.is_file():
         found = ", ".join(checkpoint_names(folder)) or "none"
         raise UserError(f"{folder}: no {name} there; checkpoints in this folder: {found}")

@@ -1,7 +1,7 @@
 """The file of a checkpoint: its format, checksums and sizes are checked, then plain data are read, and nothing else.
 
 torch writes a zip archive, whose checksums (CRC-32) it does not look at when it reads. Its format of before 1.6 has
-none.
+none. A file of safetensors is read with the configuration beside it.
 """
 
 import functools
@@ -17,6 +17,7 @@ import torch
 
 from rt_plugin.console.processes import is_first_of_machine
 from rt_plugin.errors import UserError
+from rt_plugin.model_folder import safetensors
 
 _ZIP = b"PK\x03\x04"
 _BLOCK = 1 << 24  # bytes whose checksum is taken at a time
@@ -33,6 +34,8 @@ def load(path: Path, mapped: bool) -> object:
     Raises:
         UserError: it is cut off, damaged, no file of torch's, or holds more than weights and plain data.
     """
+    if safetensors.is_safetensors(path):
+        return safetensors.read(path)
     size = os.path.getsize(path)
     try:
         with path.open("rb") as file:

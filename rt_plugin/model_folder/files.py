@@ -6,6 +6,7 @@ label_dict.txt                 class names in order, for a fine-tuned classifier
 glue.json                      the task that it was fine-tuned on
 sentencepiece.bpe.model        the tokenizer, under the name that fairseq's hub_utils looks for
 text_normalization.json        what is done to text before the tokenizer
+model.safetensors, rt_plugin.json   instead of a checkpoint: the same without pickle, see `safetensors`
 """
 
 import os
@@ -16,6 +17,8 @@ from pathlib import Path
 from rt_plugin.console.files import replacing
 
 BEST_CHECKPOINT = "checkpoint_best.pt"
+SAFETENSORS_FILE = "model.safetensors"
+CONFIGURATION_FILE = "rt_plugin.json"
 LAST_CHECKPOINT = "checkpoint_last.pt"
 DICTIONARY_FILE = "dict.txt"
 LABEL_DICTIONARY_FILE = "label_dict.txt"

@@ -70,13 +70,14 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{len(args.models)} models are called {', '.join(labels)}; give each its name with --labels")
     import torch
 
+    from rt_plugin.model_folder.checkpoint import checkpoint_path
     from rt_plugin.replicate.losses import measure  # torch and fairseq take seconds to import
 
     device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
     results = {}
     for label, folder in zip(labels, args.models, strict=True):
         found = measure(folder, args.data, args.mask_seed, args.split, args.checkpoint, device)
-        results[label] = (found, checksum(folder / args.checkpoint))
+        results[label] = (found, checksum(checkpoint_path(folder, args.checkpoint)))
         print(
             f"{label}: {found.loss:.3f} bits over {found.masked:,} <mask> positions of {args.split}, accuracy "
             f"{found.accuracy:.1%}; unigram {found.unigram_loss:.3f} bits",

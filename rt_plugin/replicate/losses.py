@@ -13,7 +13,7 @@ from fairseq.data import Dictionary, data_utils
 from torch.nn import functional as F
 
 from rt_plugin.errors import UserError
-from rt_plugin.model_folder.checkpoint import check_token_ids
+from rt_plugin.model_folder.checkpoint import check_token_ids, checkpoint_path
 from rt_plugin.model_folder.dictionary import load_dictionary
 from rt_plugin.model_folder.files import DICTIONARY_FILE
 from rt_plugin.pretrain.unigram import unigram_bits
@@ -58,7 +58,7 @@ def measure(model_folder: Path, data: str, mask_seed: int, split: str, checkpoin
     Raises:
         UserError: checkpoint or split are missing, or the corpus has another dictionary.
     """
-    task, model = _load(model_folder / checkpoint, data, mask_seed)
+    task, model = _load(checkpoint_path(model_folder, checkpoint), data, mask_seed)
     task.load_dataset(split)
     model = model.eval().to(device)
     guesses = [_guess(model, batch, task, device) for batch in _batches(task, split)]

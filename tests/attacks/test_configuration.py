@@ -144,8 +144,8 @@ def test_no_code_runs(way, attack, folder, honest, tmp_path):
 
 @pytest.mark.parametrize("attack", [wav2vec2, old_args])
 def test_no_code_runs_through_commands(attack, folder, honest, data_bin, tmp_path, capsys):
+    from rt_plugin.export.command import main as export
     from rt_plugin.glue.predict import main as predict
-    from rt_plugin.model_folder.export import main as export
 
     mark = tmp_path / "mark"
     path = written(folder, honest, attack, mark)

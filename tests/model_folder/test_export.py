@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from conftest import ENVIRONMENT, TRAINING, run_command
+from rt_plugin.export import command as export
 from rt_plugin.glue import predict as glue_predict
 from rt_plugin.model import RecurrentRobertaModel
-from rt_plugin.model_folder import export
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import torch
 
 from conftest import run_command, user_error
 from rt_plugin.errors import UserError
+from rt_plugin.export import command as export
 from rt_plugin.glue.pooling import pool
 from rt_plugin.model import RecurrentRobertaModel
-from rt_plugin.model_folder import export
 
 HEAD = "sentence_classification_head"
 TEXTS = ("What is in the town?", "The river that flows through the old town is long, cold and deep in spring.")

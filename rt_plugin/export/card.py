@@ -1,0 +1,284 @@
+"""The model card: what a model is, what it was trained on and how, what it says, and what it is not for.
+
+Markdown with a YAML head, as the Hugging Face hub reads it. Nothing in it is made up: what is not known is left out.
+"""
+
+import argparse
+import csv
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from rt_plugin.console.files import sha256
+from rt_plugin.errors import UserError
+from rt_plugin.inference.loading import from_pretrained
+from rt_plugin.model_folder.files import TOKENIZER_FILE
+from rt_plugin.text.normalization import TextNormalizer
+
+CARD_FILE = "README.md"
+# what an English model is asked, whatever it is; never chosen by how good the answers are
+EXAMPLES = (
+    "The capital of France is <mask>.",
+    "The president of the <mask> States signed the law.",
+    "She was born in <mask> and died in 1957.",
+    "Water boils at a <mask> of 100 degrees.",
+    "He plays the <mask> in a jazz band.",
+    "The book was written by an American <mask>.",
+    "The heart pumps <mask> through the body.",
+    "They <mask> been waiting for hours.",
+    "The keys to the cabinet <mask> on the table.",
+    "I would like a cup of <mask>, please.",
+)
+_TOPK = 3
+_SPACE = "\u2423"  # a token that is nothing else
+_INPUT = {"path", "bytes", "sha256"}  # of an input in manifest.json
+
+
+@dataclass
+class About:
+    """What a card says beside what the checkpoint does.
+
+    Attributes:
+        licence: as the hub names it.
+        language: two letters.
+        notes: Markdown of the user's.
+        data: what prepare-corpus noted of the training text, or None.
+        pairs: (phenomenon, accuracy in per cent) and how they were measured, or None.
+        examples: sentences with masks.
+        command: of the training; "" where it is not known.
+        digests: of the exported folder's files, the weights first: name -> SHA-256.
+    """
+
+    licence: str
+    language: str
+    notes: str
+    data: dict | None
+    pairs: tuple[list[tuple[str, str]], str] | None
+    examples: Sequence[str]
+    command: str = ""
+    digests: dict[str, str] = field(default_factory=dict)
+
+
+def gather(args: argparse.Namespace, source: Path) -> About:
+    """Read what the options name, before anything is written.
+
+    Args:
+        args: of the command.
+        source: the checkpoint.
+
+    Raises:
+        UserError: a file cannot be read, or minimal pairs are of another checkpoint.
+    """
+    normalizer = TextNormalizer.load(args.model / "text_normalization.json")
+    examples = EXAMPLES if normalizer.language == "en" else ()
+    if args.examples:
+        lines = _read(args.examples, "--examples").splitlines()
+        examples = [line for line in lines if line.strip()]
+    notes = _read(args.notes, "--notes") if args.notes else ""
+    pairs = _pairs(args.minimal_pairs, source) if args.minimal_pairs else None
+    return About(args.licence, normalizer.language, notes, _manifest(args), pairs, examples)
+
+
+def _read(file: Path, option: str) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{option} {file}: cannot be read ({error}); expected Markdown in UTF-8") from None
+
+
+def _manifest(args: argparse.Namespace) -> dict | None:
+    """What prepare-corpus wrote of the training data, where the folder can be found."""
+    if args.data:
+        return _json(args.data / "manifest.json")
+    try:
+        folder = Path(shlex.split((args.model / "command.txt").read_text(encoding="utf-8"))[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return _json(folder / "manifest.json") if (folder / "manifest.json").is_file() else None
+
+
+def _json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); expected what rt-plugin prepare-corpus writes") from None
+    inputs = found.get("inputs") if isinstance(found, dict) else None
+    if not isinstance(inputs, dict) or not all(one.keys() >= _INPUT for files in inputs.values() for one in files):
+        raise UserError(f"{path}: names no inputs; expected what rt-plugin prepare-corpus writes")
+    return found
+
+
+def _pairs(folder: Path, source: Path) -> tuple[list[tuple[str, str]], str]:
+    from rt_plugin.evaluation.minimal_pairs import Settings
+
+    settings = Settings.load(folder)
+    if not sha256(source).startswith(settings.checkpoint):
+        raise UserError(
+            f"--minimal-pairs {folder}: was measured on another checkpoint than {source}; run rt-plugin minimal-pairs "
+            "with this one"
+        )
+    try:
+        with (folder / "phenomena.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        values = [
+            (row["phenomenon"], row["pairs"], *(100 * float(row[n]) for n in ("accuracy", "low", "high")))
+            for row in rows
+        ]
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{folder}/phenomena.csv: cannot be read ({error}); run rt-plugin minimal-pairs again"
+        ) from None
+    table = [(name, f"{pairs} | {value:.1f} | {low:.1f} to {high:.1f}") for name, pairs, value, low, high in values]
+    return table, f"`rt-plugin minimal-pairs`, hiding one {settings.mask} at a time"
+
+
+def write(about: About, state: dict, folder: Path) -> str:
+    """The card of an exported folder.
+
+    Args:
+        state: what was exported: "model", "cfg", "extra_state", "optimizer_history".
+        folder: where it is.
+    """
+    cfg, name = state["cfg"], folder.name
+    is_masked_lm = _get(cfg["task"], "_name") not in ("rt_glue", "sentence_prediction")
+    weights = next(iter(about.digests))
+    model = from_pretrained(str(folder), weights) if TOKENIZER_FILE in about.digests else None
+    parts = [
+        _head(about, state, is_masked_lm),
+        f"# {name}\n\n{_what(cfg)}\n\n{_table(state, (folder / weights).stat().st_size)}",
+        _use(name, is_masked_lm),
+        _filled(about, model) if is_masked_lm and model else "",
+        _minimal_pairs(about),
+        f"## Training\n\n    {' '.join(about.command.split())}\n" if about.command else "",
+        _data(about),
+        _limits(model, about),
+        about.notes,
+        _checksums(about),
+    ]
+    return "\n".join(part.rstrip() + "\n" for part in parts if part)
+
+
+def _head(about: About, state: dict, is_masked_lm: bool) -> str:
+    is_recurrent = any("recurrence" in name for name in state["model"])
+    tags = ["fairseq", "masked-lm", *(["recurrent-roberta", "arxiv:2205.11588"] if is_recurrent else ["roberta"])]
+    lines = [
+        *("---", f"language: {about.language}", f"license: {about.licence}", "library_name: fairseq"),
+        f"pipeline_tag: {'fill-mask' if is_masked_lm else 'text-classification'}",
+        *("tags:", *(f"- {tag}" for tag in tags)),
+    ]
+    if is_masked_lm and about.examples:
+        lines += ["mask_token: <mask>", "widget:", *(f"- text: {json.dumps(text)}" for text in about.examples[:2])]
+    return "\n".join([*lines, "---\n"])
+
+
+def _what(cfg: dict) -> str:
+    architecture = _get(cfg["model"], "arch") or _get(cfg["model"], "_name")
+    if not str(architecture).startswith("recurrent_roberta"):
+        return "A RoBERTa encoder, trained with fairseq and [rt_plugin](https://arxiv.org/abs/2205.11588)'s tasks."
+    return (
+        "A RoBERTa encoder with a simple recurrence in place of every feed-forward block (Lei, Tian, Bastings, Parikh, "
+        "2022,\n[arXiv 2205.11588](https://arxiv.org/abs/2205.11588)), trained with fairseq and rt_plugin."
+    )
+
+
+def _table(state: dict, size: int) -> str:
+    cfg = state["cfg"]
+    model, optimization = cfg["model"], cfg["optimization"]
+    metric, value = cfg["checkpoint"]["best_checkpoint_metric"], state["extra_state"].get("val_loss")
+    in_bits = (_get(cfg["task"], "_name"), metric) == ("rt_masked_lm", "loss")
+    options = [f"{key}: {_get(model, key)}" for key in ("recurrence_direction", "recurrence_step_size")]
+    rate = optimization["lr"][0] if isinstance(optimization["lr"], (list, tuple)) else optimization["lr"]
+    precision = next(str(w.dtype).split(".")[1] for w in state["model"].values() if w.is_floating_point())
+    rows = {
+        "architecture": f"`{_get(model, 'arch') or _get(model, '_name')}`",
+        "options": ", ".join(option.replace("recurrence_", "") for option in options if "None" not in option),
+        "parameters": f"{_number_of_parameters(state['model']):,}",
+        "updates": f"{state['optimizer_history'][-1]['num_updates']:,}",
+        "learning rate": f"{rate:g}",
+        f"validation {metric}": ""
+        if value is None
+        else f"{value:.3f} (in training{'; bits a masked token' if in_bits else ''})",
+        "validation perplexity": f"{2**value:,.1f}" if in_bits and value is not None and value < 64 else "",
+        "file": f"{precision}, {size / 1e6:.1f} MB",
+    }
+    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items() if value)
+    return f"| | |\n| --- | --- |\n{table}"
+
+
+def _use(name: str, is_masked_lm: bool) -> str:
+    use = 'model.fill_mask("It is a <mask>.")' if is_masked_lm else 'model.classify("It is a sentence.")'
+    return (
+        "## Use\n\n    from rt_plugin.model import RecurrentRobertaModel\n"
+        f'    model = RecurrentRobertaModel.from_pretrained("{name}")\n    {use}\n'
+    )
+
+
+def _filled(about: About, model) -> str:
+    if not about.examples:
+        return ""
+    rows = []
+    for sentence, filled in zip(about.examples, model.fill_mask(list(about.examples), _TOPK), strict=True):
+        for best in [filled] if isinstance(filled[0], tuple) else filled:
+            said = ", ".join(f"{token.strip() or _SPACE} ({probability:.2f})" for _, probability, token in best)
+            rows.append(f"| {_cell(sentence)} | {_cell(said)} |\n")
+    return (
+        "## What it fills in\n\nAs it comes out: sentences that were written before, and the three most probable "
+        f"tokens of each.\n\n| sentence | tokens (probability) |\n| --- | --- |\n{''.join(rows)}"
+    )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<mask>", "`<mask>`")
+
+
+def _minimal_pairs(about: About) -> str:
+    if about.pairs is None:
+        return ""
+    rows, how = about.pairs
+    table = "".join(f"| {name} | {values} |\n" for name, values in rows)
+    return (
+        f"## Minimal pairs\n\nHow often it finds the acceptable one of two sentences more probable, by {how}; chance "
+        f"is 50 %.\n\n| phenomenon | pairs | accuracy, % | 95 % interval |\n| --- | --- | --- | --- |\n{table}"
+    )
+
+
+def _data(about: About) -> str:
+    if about.data is None:
+        return ""
+    rows = [
+        f"| {split} | {_cell(Path(one['path']).name)} | {one['bytes']:,} | `{one['sha256'][:16]}` |\n"
+        for split, files in about.data["inputs"].items()
+        for one in files
+    ]
+    return (
+        "## Data\n\nText files, prepared by `rt-plugin prepare-corpus`:\n\n"
+        f"| split | file | bytes | SHA-256 begins with |\n| --- | --- | --- | --- |\n{''.join(rows)}"
+    )
+
+
+def _limits(model, about: About) -> str:
+    known = {"en": "English"}.get(about.language, f'"{about.language}"')
+    positions = f"It reads at most {model.model.max_positions()} tokens, <s> and </s> among them. " if model else ""
+    return (
+        f"## Limits\n\n{positions}It was trained on text in one language\n({known}), and repeats what such text says, "
+        "its errors and prejudices included: do not decide anything about people with\nit. What is not measured on "
+        "this card is not known.\n"
+    )
+
+
+def _checksums(about: About) -> str:
+    lines = "".join(f"    {digest}  {name}\n" for name, digest in about.digests.items())
+    return f"## Checksums\n\nSHA-256, as in SHA256SUMS:\n\n{lines}"
+
+
+def _number_of_parameters(weights: dict[str, torch.Tensor]) -> int:
+    tensors = {id(value): value for name, value in weights.items() if not name.endswith(".version")}  # fairseq's mark
+    return sum(value.numel() for value in tensors.values())
+
+
+def _get(group, name: str):
+    return getattr(group, name, None) if isinstance(group, argparse.Namespace) else group.get(name)
