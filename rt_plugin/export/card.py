@@ -149,7 +149,7 @@ def write(about: About, state: dict, folder: Path) -> str:
     model = from_pretrained(str(folder), weights) if TOKENIZER_FILE in about.digests else None
     parts = [
         _head(about, state, is_masked_lm),
-        f"# {name}\n\n{_what(cfg)}\n\n{_table(state, (folder / weights).stat().st_size)}",
+        f"# {name}\n\n{_what(cfg)}\n\n{_table(state, (folder / weights).stat().st_size, about.digests[weights])}",
         _use(name, is_masked_lm),
         _filled(about, model) if is_masked_lm and model else "",
         _minimal_pairs(about),
@@ -185,7 +185,7 @@ def _what(cfg: dict) -> str:
     )
 
 
-def _table(state: dict, size: int) -> str:
+def _table(state: dict, size: int, digest: str) -> str:
     cfg = state["cfg"]
     model, optimization = cfg["model"], cfg["optimization"]
     metric, value = cfg["checkpoint"]["best_checkpoint_metric"], state["extra_state"].get("val_loss")
@@ -204,6 +204,7 @@ def _table(state: dict, size: int) -> str:
         else f"{value:.3f} (in training{'; bits a masked token' if in_bits else ''})",
         "validation perplexity": f"{2**value:,.1f}" if in_bits and value is not None and value < 64 else "",
         "file": f"{precision}, {size / 1e6:.1f} MB",
+        "SHA-256": f"`{digest}`",
     }
     table = "".join(f"| {key} | {value} |\n" for key, value in rows.items() if value)
     return f"| | |\n| --- | --- |\n{table}"

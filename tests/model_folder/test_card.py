@@ -1,0 +1,83 @@
+"""The model card: a head that the Hugging Face hub reads, and nothing in it that is not so."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from conftest import REPOSITORY
+from rt_plugin import hub
+from rt_plugin.__main__ import main
+from rt_plugin.console.files import sha256
+from rt_plugin.export.card import EXAMPLES
+
+SHIPPED = sorted((REPOSITORY / "examples" / "checkpoints").glob("*roberta*"))
+
+
+def read(folder):
+    """(head, body) of a card."""
+    empty, head, body = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    assert not empty
+    return yaml.safe_load(head), body
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_shipped_cards_say_what_is_so(folder):
+    head, body = read(folder)
+    assert head["license"] == "cc-by-sa-3.0" and head["language"] == "en" and head["pipeline_tag"] == "fill-mask"
+    assert head["library_name"] == "fairseq" and all(isinstance(tag, str) for tag in head["tags"])
+    assert [one["text"].count(head["mask_token"]) for one in head["widget"]] == [1, 1]
+    for name in ("Training", "Minimal pairs", "Limits", "Data and licence", "Checksums", "Use"):
+        assert f"\n## {name}\n" in body
+    assert "| validation loss |" in body and "\n    fairseq-train " in body
+    listed = dict(reversed(line.split()) for line in re.findall(r"^    ([0-9a-f]{64}  \S+)$", body, re.MULTILINE))
+    assert {"checkpoint_best.pt", "dict.txt", "sentencepiece.bpe.model"} <= listed.keys()
+    assert all(sha256(folder / name) == digest for name, digest in listed.items())
+    filled = dict(re.findall(r"^\| (.*`<mask>`.*) \| (.*) \|$", body, re.MULTILINE))
+    assert len(filled) == len(EXAMPLES) == 10
+    model = hub.from_pretrained(str(folder))
+    for (sentence, said), best in zip(filled.items(), model.fill_mask(list(EXAMPLES), 3), strict=True):
+        first = re.match(r"(.*?) \((\d\.\d\d)\)", said)
+        assert sentence.replace("`", "") in EXAMPLES
+        assert (first[1] if first[1] != "\u2423" else "") == best[0][2].strip()
+        assert float(first[2]) == pytest.approx(best[0][1], abs=0.006)
+
+
+def test_what_the_options_add(pretrained, tmp_path):
+    manifest = {"inputs": {"train": [{"path": "/somewhere/books.txt", "bytes": 12345, "sha256": "ab" * 32}]}}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "own.txt").write_text("It is a <mask>.\n<mask> | <mask>\n")
+    (tmp_path / "notes.md").write_text("## Notes\n\nMine.\n")
+    options = ("--data", tmp_path / "data", "--examples", tmp_path / "own.txt", "--notes", tmp_path / "notes.md")
+    assert main(["export", *map(str, (pretrained, tmp_path / "out", *options, "--licence", "mit"))]) == 0
+    head, body = read(tmp_path / "out")
+    assert head["license"] == "mit" and head["widget"][1]["text"] == "<mask> | <mask>"
+    assert f"| train | books.txt | 12,345 | `{'ab' * 8}` |" in body and "/somewhere" not in body
+    assert body.count("| It is a `<mask>`. |") == 1 and body.count("`<mask>` \\| `<mask>`") == 2
+    assert "## Notes\n\nMine." in body
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--licence", "My: own", "--licence My: own: expected a name as the Hugging Face hub has them"),
+        ("--examples", "none.txt", "--examples none.txt: cannot be read"),
+        ("--data", "none", "none/manifest.json: cannot be read"),
+        ("--minimal-pairs", "none", "none/settings.json: cannot be read"),
+    ],
+)
+def test_what_cannot_be_on_a_card(option, value, message, pretrained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(pretrained), "out", option, value]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_minimal_pairs_of_another_checkpoint_are_refused(pretrained, tmp_path, capsys):
+    (tmp_path / "p").mkdir()
+    settings = {"model": "x", "checkpoint": "0" * 16, "mask": "token", "limit": None, "data": "d", "phenomena": {}}
+    (tmp_path / "p" / "settings.json").write_text(json.dumps(settings))
+    assert main(["export", str(pretrained), str(tmp_path / "out"), "--minimal-pairs", str(tmp_path / "p")]) == 1
+    assert "was measured on another checkpoint than" in capsys.readouterr().err
