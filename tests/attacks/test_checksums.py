@@ -16,8 +16,9 @@ from conftest import REPOSITORY, run_command, user_error
 from rt_plugin.blocks import verified
 from rt_plugin.corpus import prepare as prepare_corpus
 from rt_plugin.errors import UserError
+from rt_plugin.export import command as export
 from rt_plugin.model import RecurrentRobertaModel
-from rt_plugin.model_folder import companions, export
+from rt_plugin.model_folder import companions
 from rt_plugin.model_folder.checkpoint import read_checkpoint
 
 EXAMPLES = sorted(path for path in (REPOSITORY / "examples" / "checkpoints").iterdir() if path.is_dir())
