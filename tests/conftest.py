@@ -175,8 +175,11 @@ def pretrained(data_bin, tmp_path_factory):
 @pytest.fixture
 def train_here(data_bin, monkeypatch, tmp_path):
     """fairseq-train in this process, where repairs can be taken back; returns the folder of the checkpoints."""
+    import torch
     from fairseq_cli.train import cli_main
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in ENVIRONMENT
     number = itertools.count()
 
     def train(*options, save_dir=None, data=data_bin, validate=False):
@@ -187,4 +190,5 @@ def train_here(data_bin, monkeypatch, tmp_path):
         cli_main()
         return save_dir
 
-    return train
+    yield train
+    torch.set_num_threads(threads)
