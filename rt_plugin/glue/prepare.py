@@ -15,6 +15,7 @@ docs/glue.md.
 
 import argparse
 import functools
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +61,7 @@ def prepare_task(
     encoder: "IdEncoder",
     report: Callable[[str], None],
     skip_broken_rows: bool = False,
+    hold_out: float = 0.0,
 ) -> dict[str, SplitCounts]:
     """Binarise one task into OUT/<TASK>, which appears when it is complete and then replaces an older one.
 
@@ -68,6 +70,8 @@ def prepare_task(
         out: the folder that gets the task's folder.
         report: takes lines of progress and warnings.
         skip_broken_rows: report broken rows and leave them out, instead of stopping at the first.
+        hold_out: share of the train file's rows that become the dev set (see `is_held_out`); then no other file is
+            read. 0: the official dev set.
 
     Returns:
         split -> counts.
@@ -85,9 +89,9 @@ def prepare_task(
     try:
         with replacing_folder(target) as folder:
             prepared.write_dictionaries(folder, task, encoder.dictionary_path)
-            for split, path in files.items():
+            for split, path in files.items() if not hold_out else [("train", files["train"])]:
                 report(f"{task.name}: reading {path}")
-                counts[split] = _prepare_split(task, split, path, folder, encoder, report, skip_broken_rows)
+                counts |= _prepare_file(task, split, path, folder, encoder, report, skip_broken_rows, hold_out)
             encoder.tokenizer.save(folder)
             prepared.write_glue_file(folder, task, {split: c.for_glue_file(task) for split, c in counts.items()})
     except OSError as error:
@@ -95,7 +99,18 @@ def prepare_task(
     return counts
 
 
-def _prepare_split(
+def is_held_out(text: str, share: float) -> bool:
+    """Whether rows with this first text are held out: by the SHA-256 of the text, so that it is always the same rows,
+    and all rows about one text (the questions about a passage, the candidates for a premise) stay on one side.
+
+    Args:
+        text: the first text of a row, as the file has it.
+        share: of all texts that are held out, about.
+    """
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < share * 2**64
+
+
+def _prepare_file(
     task: GlueTask,
     split: str,
     path: Path,
@@ -103,31 +118,37 @@ def _prepare_split(
     encoder: "IdEncoder",
     report: Callable[[str], None],
     skip_broken_rows: bool,
-) -> SplitCounts:
+    hold_out: float,
+) -> dict[str, SplitCounts]:
+    """Write the rows of the official file of `split`; of those held out, the split `valid` is made."""
     from rt_plugin.glue.prepared import SplitWriter
 
-    counts = SplitCounts(path.name)
+    names = {split: f"{1 - hold_out:g} of {path.name}", "valid": f"{hold_out:g} of {path.name}"}
+    counts = {name: SplitCounts(file) for name, file in names.items()} if hold_out else {split: SplitCounts(path.name)}
 
     def on_broken_row(error: UserError) -> None:
-        counts.left_out += 1
+        counts[split].left_out += 1
         report(f"left out: {error}")
 
     examples = read_examples(task, split, path, on_broken_row if skip_broken_rows else None)
     # the rows of one MultiRC passage follow each other and share it
     encode = functools.lru_cache(maxsize=16)(encoder.encode)
     unknown = encoder.dictionary.unk()
-    writer = SplitWriter(folder, task, split, len(encoder.dictionary))
+    writers = {name: SplitWriter(folder, task, name, len(encoder.dictionary)) for name in counts}
     for example in track(examples, f"{task.name} {split}", report=report):
+        target = "valid" if hold_out and is_held_out(example.texts[0], hold_out) else split
         texts = [encode(text) for text in example.texts]
-        writer.add(texts, example.label, example.group)
-        counts.rows += 1
-        counts.tokens += sum(map(len, texts))
-        counts.unknown += sum(int((ids == unknown).sum()) for ids in texts)
-    if not counts.rows:
-        raise UserError(f"{path}: no rows; expected the {split} rows of {task.name}")
-    writer.close()
-    if writer.has_labels and not task.is_regression:
-        counts.labels.update(task.labels[label] for label in writer.labels)
+        writers[target].add(texts, example.label, example.group)
+        counts[target].rows += 1
+        counts[target].tokens += sum(map(len, texts))
+        counts[target].unknown += sum(int((ids == unknown).sum()) for ids in texts)
+    for name, writer in writers.items():
+        if not counts[name].rows:
+            wanted = f"some for {name}, with --hold-out {hold_out:g}" if hold_out else f"the {split} rows"
+            raise UserError(f"{path}: no rows; expected {wanted} of {task.name}")
+        writer.close()
+        if writer.has_labels and not task.is_regression:
+            counts[name].labels.update(task.labels[label] for label in writer.labels)
     return counts
 
 
@@ -180,6 +201,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--skip-broken-rows", action="store_true", help="report and leave out broken rows instead of stopping"
     )
+    parser.add_argument(
+        "--hold-out",
+        type=_share,
+        default=0.0,
+        metavar="SHARE",
+        help="part of the train rows that takes the place of the dev set, such as 0.1, to choose options by; the "
+        "official dev and test sets are not read",
+    )
     parser.add_argument("--download", action="store_true", help="first fetch the official files that GLUE_DIR lacks")
     parser.add_argument(
         "--urls",
@@ -188,6 +217,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help='with --download: {"TASK": {"url": ..., "sha256": ...}}, your own addresses',
     )
     return parser.parse_args(argv)
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text}, expected a share between 0 and 1, such as 0.1")
+    return share
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -202,7 +238,7 @@ def prepare(args: argparse.Namespace) -> None:
         (task, source_files(task, folder, args.subsets)) for task, folder in chosen_tasks(args.tasks, args.glue_dir)
     ]
     counts = {
-        task.name: prepare_task(task, files, args.out, encoder, commands.report, args.skip_broken_rows)
+        task.name: prepare_task(task, files, args.out, encoder, commands.report, args.skip_broken_rows, args.hold_out)
         for task, files in jobs
     }
     print(format_table(counts))

@@ -310,6 +310,48 @@ class TestPreparedFolder:
         assert "dict.txt" in capsys.readouterr().err
 
 
+class TestHoldOut:
+    """--hold-out: a dev set out of the train rows."""
+
+    def texts(self, folder: Path, split: str) -> list[tuple[str, ...]]:
+        dictionary = Dictionary.load(str(folder / "input0" / "dict.txt"))
+        decode = Tokenizer.load(folder).decode
+        columns = [[decode(row[:-1]) for row in rows_of(folder / f"input{i}", split, dictionary)] for i in (0, 1)]
+        return list(zip(*columns, strict=True))
+
+    def test_every_train_row_is_on_one_side_with_all_others_of_its_first_text(self, tokenizer_folder, tmp_path):
+        rows = [(str(i), f"premise {i // 3}", f"hypothesis {i}", "entailment") for i in range(300)]
+        header = ("index", "sentence1", "sentence2", "label")
+        glue = tmp_path / "glue"
+        write(glue / "RTE", {"train.tsv": tsv(header, *rows), "dev.tsv": "broken, and never read\n"})
+        assert prepare(glue, tmp_path / "out", tokenizer_folder, "--hold-out", "0.2") == 0
+        train, valid = (self.texts(tmp_path / "out" / "RTE", split) for split in ("train", "valid"))
+        assert sorted(train + valid) == sorted(row[1:3] for row in rows)
+        assert not {first for first, _ in train} & {first for first, _ in valid}
+        assert 30 <= len(valid) <= 90
+        splits = json.loads((tmp_path / "out" / "RTE" / "glue.json").read_text())["splits"]
+        assert {name: (entry["file"], entry["rows"]) for name, entry in splits.items()} == {
+            "train": ("0.8 of train.tsv", len(train)),
+            "valid": ("0.2 of train.tsv", len(valid)),
+        }
+
+        write(glue / "RTE", {"train.tsv": tsv(header, *reversed(rows))})  # a function of the text, not of the place
+        assert prepare(glue, tmp_path / "again", tokenizer_folder, "--hold-out", "0.2") == 0
+        assert sorted(self.texts(tmp_path / "again" / "RTE", "valid")) == sorted(valid)
+
+    def test_nothing_held_out(self, tokenizer_folder, tmp_path, capsys):
+        write(tmp_path / "glue" / "RTE", RTE_FILES)
+        assert prepare(tmp_path / "glue", tmp_path / "out", tokenizer_folder, "--hold-out", "1e-9") == 1
+        assert "train.tsv: no rows; expected some for valid, with --hold-out 1e-09" in capsys.readouterr().err
+        assert not (tmp_path / "out" / "RTE").exists()
+
+    @pytest.mark.parametrize("share", ["0", "1", "nan", "-0.1", "10 %"])
+    def test_no_share(self, share, tmp_path, capsys):
+        with pytest.raises(SystemExit):
+            prepare(tmp_path, tmp_path / "out", "nowhere", f"--hold-out={share}")
+        assert "--hold-out: " in capsys.readouterr().err
+
+
 def test_the_script_from_another_folder(tokenizer_folder, tmp_path):
     write(tmp_path / "glue" / "RTE", RTE_FILES)
     result = subprocess.run(
