@@ -24,6 +24,7 @@ VERBS = {
     "fill-mask": ("rt_plugin.inference.fill_mask", "the most probable tokens for each <mask> of a sentence"),
     "embed": ("rt_plugin.inference.embed", "a text file of any size -> one vector a line, as a numpy array"),
     "classify": ("rt_plugin.inference.classify", "the labels that a fine-tuned model gives to sentences"),
+    "import-huggingface": ("rt_plugin.huggingface.importing", "a folder of transformers -> a model folder"),
     "prepare-glue": ("rt_plugin.glue.prepare", "GLUE's and SuperGLUE's files -> data for fine-tuning"),
     "finetune-glue": ("rt_plugin.glue.finetune", "fine-tune on every task, learning rate and seed"),
     "report-glue": ("rt_plugin.glue.report", "tables, differences and plots of such runs"),

@@ -21,8 +21,9 @@ PLACES = {
     **{"ops": (0, 2), "backends": (1, 2), "text": (2, 2), "repairs": (3, 2)},
     **{"modules": (0, 3), "inference": (1, 3), "corpus": (2, 3), "pretrain": (3, 3)},
     **{"documents": (0, 4), "hub": (1, 4), "blocks": (3, 4)},
-    **{"model": (0, 5), "glue": (1, 5), "evaluation": (2, 5), "export": (3, 5)},
-    **{"tasks": (1, 6), "criterions": (2, 6), "replicate": (3, 6)},
+    **{"model": (0, 5), "glue": (1, 5), "evaluation": (2, 5)},
+    **{"huggingface": (0, 6), "tasks": (1, 6), "criterions": (2, 6), "replicate": (3, 6)},
+    **{"export": (0, 7)},
 }
 GROUND = ("console", "errors", "trust", "_after_import", "_location", "_version")  # serve everybody
 WIDTH, HEIGHT, GAP, MARGIN, BAND = 240, 152, 30, 20, 46

@@ -15,6 +15,11 @@ INSTALL = {
     "sklearn": "pip install scikit-learn",
     "scipy": "pip install scipy",
     "matplotlib": "pip install matplotlib",
+    "safetensors": "pip install safetensors",
+    "transformers": "pip install transformers",
+    "onnx": "pip install onnx",
+    "onnxscript": "pip install onnxscript",
+    "onnxruntime": "pip install onnxruntime",
 }
 
 

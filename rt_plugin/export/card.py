@@ -136,21 +136,24 @@ def _pairs(folder: Path, source: Path) -> tuple[list[tuple[str, str]], str]:
     return table, f"`rt-plugin minimal-pairs`, hiding one {settings.mask} at a time"
 
 
-def write(about: About, state: dict, folder: Path) -> str:
+def write(about: About, state: dict, folder: Path, form: str, source: Path) -> str:
     """The card of an exported folder.
 
     Args:
         state: what was exported: "model", "cfg", "extra_state", "optimizer_history".
         folder: where it is.
+        form: fairseq, safetensors, huggingface or onnx.
+        source: the checkpoint that it was made of.
     """
     cfg, name = state["cfg"], folder.name
     is_masked_lm = _get(cfg["task"], "_name") not in ("rt_glue", "sentence_prediction")
     weights = next(iter(about.digests))
-    model = from_pretrained(str(folder), weights) if TOKENIZER_FILE in about.digests else None
+    loaded = source if form in ("huggingface", "onnx") else folder / weights
+    model = from_pretrained(str(loaded.parent), loaded.name) if TOKENIZER_FILE in about.digests else None
     parts = [
-        _head(about, state, is_masked_lm),
+        _head(about, state, is_masked_lm, {"huggingface": "transformers", "onnx": "onnx"}.get(form, "fairseq")),
         f"# {name}\n\n{_what(cfg)}\n\n{_table(state, (folder / weights).stat().st_size, about.digests[weights])}",
-        _use(name, is_masked_lm),
+        _use(name, is_masked_lm, form),
         _filled(about, model) if is_masked_lm and model else "",
         _minimal_pairs(about),
         f"## Training\n\n    {' '.join(about.command.split())}\n" if about.command else "",
@@ -162,11 +165,11 @@ def write(about: About, state: dict, folder: Path) -> str:
     return "\n".join(part.rstrip() + "\n" for part in parts if part)
 
 
-def _head(about: About, state: dict, is_masked_lm: bool) -> str:
+def _head(about: About, state: dict, is_masked_lm: bool, library: str) -> str:
     is_recurrent = any("recurrence" in name for name in state["model"])
     tags = ["fairseq", "masked-lm", *(["recurrent-roberta", "arxiv:2205.11588"] if is_recurrent else ["roberta"])]
     lines = [
-        *("---", f"language: {about.language}", f"license: {about.licence}", "library_name: fairseq"),
+        *("---", f"language: {about.language}", f"license: {about.licence}", f"library_name: {library}"),
         f"pipeline_tag: {'fill-mask' if is_masked_lm else 'text-classification'}",
         *("tags:", *(f"- {tag}" for tag in tags)),
     ]
@@ -210,7 +213,22 @@ def _table(state: dict, size: int, digest: str) -> str:
     return f"| | |\n| --- | --- |\n{table}"
 
 
-def _use(name: str, is_masked_lm: bool) -> str:
+def _use(name: str, is_masked_lm: bool, form: str) -> str:
+    if form == "huggingface":
+        task = "fill-mask" if is_masked_lm else "text-classification"
+        text = "It is a <mask>." if is_masked_lm else "It is a sentence."
+        return (
+            "## Use\n\n    from transformers import pipeline\n"
+            f'    model = pipeline("{task}", "{name}", trust_remote_code=True)  # read its code first\n'
+            f'    model("{text}")\n'
+        )
+    if form == "onnx":
+        return (
+            "## Use\n\n    import onnxruntime\n    from transformers import AutoTokenizer\n"
+            f'    tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)\n'
+            f'    session = onnxruntime.InferenceSession("{name}/model.onnx")\n'
+            '    session.run(None, dict(tokenizer("It is.", return_tensors="np")))\n'
+        )
     use = 'model.fill_mask("It is a <mask>.")' if is_masked_lm else 'model.classify("It is a sentence.")'
     return (
         "## Use\n\n    from rt_plugin.model import RecurrentRobertaModel\n"

@@ -2,6 +2,8 @@
 
     OUT/checkpoint_best.pt        the weights; with --format safetensors, the one for passing on, in its place
     OUT/model.safetensors, rt_plugin.json   the weights and, as JSON, their configuration: nothing is unpickled
+    OUT/config.json, *_recurrent_roberta.py         with --format huggingface: what transformers loads, code included
+    OUT/model.onnx                with --format onnx: one graph for any batch and length, for onnxruntime
     OUT/dict.txt, sentencepiece.bpe.model, text_normalization.json   what is needed to use them
     OUT/label_dict.txt, glue.json   the same for a fine-tuned model
     OUT/SHA256SUMS                checksums of all these, which loading compares
@@ -40,9 +42,15 @@ if TYPE_CHECKING:
     import torch
 
 EXPORTED_FILE = BEST_CHECKPOINT  # what from_pretrained loads unless told otherwise
-PRECISIONS = ("float16", "bfloat16", "float32")
+PRECISIONS = ("float16", "bfloat16", "float32", "int8")
 # format -> the files that it writes, the weights first; what is beside them is the same in all
-FORMATS = {"fairseq": (EXPORTED_FILE,), "safetensors": (SAFETENSORS_FILE, CONFIGURATION_FILE)}
+FORMATS = {
+    "fairseq": (EXPORTED_FILE,),
+    "safetensors": (SAFETENSORS_FILE, CONFIGURATION_FILE),
+    "huggingface": (SAFETENSORS_FILE, "config.json"),
+    "onnx": ("model.onnx", "config.json"),
+}
+FOR_OTHERS = ("huggingface", "onnx")  # not read by this package
 UNKNOWN = "unknown"
 _EMBEDDING, _OUTPUT_LAYER = "sentence_encoder.embed_tokens.weight", "lm_head.weight"  # one parameter of two names
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")
@@ -54,7 +62,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
     parser.add_argument("--checkpoint", default=BEST_CHECKPOINT, help="of SAVE_DIR (default: %(default)s)")
     parser.add_argument("--format", choices=tuple(FORMATS), default="fairseq", help="default: %(default)s")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float16", help="default: %(default)s")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the weights in the file (default: float16; of onnx float32); int8 is for onnx alone",
+    )
+    parser.add_argument(
+        "--output",
+        choices=("head", "features"),
+        default="head",
+        help="what an onnx graph gives: the logits, or the encoder's vectors (default: %(default)s)",
+    )
     card = parser.add_argument_group("for the model card")
     card.add_argument("--notes", type=Path, metavar="FILE", help="Markdown: data, licence, use")
     card.add_argument(
@@ -82,7 +100,7 @@ def export(args: argparse.Namespace) -> None:
     from rt_plugin.export import card
     from rt_plugin.model_folder.checkpoint import find_checkpoint, read_checkpoint
 
-    out, names = args.out, FORMATS[args.format]
+    out, precision = args.out, _precision(args)
     source = find_checkpoint(args.model, args.checkpoint)
     _check_target(args)
     if not _LICENCE.fullmatch(args.licence):
@@ -92,7 +110,7 @@ def export(args: argparse.Namespace) -> None:
     slim = {
         "args": None,
         "cfg": _without_absolute_paths(state["cfg"]),
-        "model": _tie(_cast(state["model"], getattr(torch, args.precision), source)),
+        "model": _tie(_cast(state["model"], getattr(torch, precision, torch.float32), source)),
         "criterion": None,
         "task_state": state.get("task_state") or {},
         "optimizer_history": state["optimizer_history"][-1:],
@@ -101,18 +119,13 @@ def export(args: argparse.Namespace) -> None:
     about.command = _command(args.model) or state.get("command", "")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        forget(out, [*names, *BESIDE_CHECKPOINTS])  # until all is there again
-        copy_files([(args.model / name, name) for name in BESIDE_CHECKPOINTS], out)
-        if args.format == "safetensors":
-            safetensors.write({**slim, "command": about.command}, out)
-        else:
-            with replacing(out / EXPORTED_FILE) as file:
-                torch.save(slim, file)
-        there = [name for name in (*names, *BESIDE_CHECKPOINTS) if (out / name).is_file()]
+        forget(out, [*FORMATS[args.format], *BESIDE_CHECKPOINTS])  # until all is there again
+        names = _write(args, {**slim, "command": about.command}, source, precision)
+        there = [name for name in names if (out / name).is_file()]
         about.digests = {name: sha256(out / name) for name in there}
         write_checksums(out, about.digests)
         with replacing(out / card.CARD_FILE) as file:
-            file.write(card.write(about, slim, out).encode())
+            file.write(card.write(about, slim, out, args.format, source).encode())
     except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a full disk
         reason = getattr(error, "strerror", "is the disk full?")
         raise UserError(f"{out}: cannot be written ({reason}); give another folder, or make room") from None
@@ -120,14 +133,49 @@ def export(args: argparse.Namespace) -> None:
     print(f"{out / names[0]}: {size / 1e6:.1f} MB, {source.stat().st_size / 1e6:.1f} MB before")
 
 
+def _precision(args: argparse.Namespace) -> str:
+    precision = args.precision or ("float32" if args.format == "onnx" else "float16")
+    if (precision == "int8") > (args.format == "onnx"):
+        raise UserError(f"--precision int8 with --format {args.format}: only an onnx graph can have it")
+    if args.format == "onnx" and precision not in ("float32", "int8"):
+        raise UserError(f"--precision {precision} with --format onnx: expected float32 or int8")
+    if args.output != "head" and args.format != "onnx":
+        raise UserError(f"--output {args.output} with --format {args.format}: only an onnx graph has a choice")
+    return precision
+
+
+def _write(args: argparse.Namespace, state: dict, source: Path, precision: str) -> list[str]:
+    """Write all but the card and the checksums; returns the files' names, the weights first."""
+    import torch
+
+    if args.format == "onnx":
+        from rt_plugin.huggingface.onnx_file import write_onnx
+
+        return write_onnx(state, source, args.model, args.out, precision, args.output)
+    if args.format == "huggingface":
+        from rt_plugin.huggingface.folder import write_folder
+
+        return write_folder(state, source, args.model, args.out)
+    copy_files([(args.model / name, name) for name in BESIDE_CHECKPOINTS], args.out)
+    if args.format == "safetensors":
+        safetensors.write(state, args.out)
+    else:
+        del state["command"]  # in the card
+        with replacing(args.out / EXPORTED_FILE) as file:
+            torch.save(state, file)
+    return [*FORMATS[args.format], *BESIDE_CHECKPOINTS]
+
+
 def _check_target(args: argparse.Namespace) -> None:
     if args.out.resolve() == args.model.resolve():
         raise UserError(f"{args.out}: is the folder of the training itself; give another one")
     if args.out.is_file():
         raise UserError(f"{args.out}: is a file; give the folder to write")
-    for form, (weights, *_) in FORMATS.items():
-        if form != args.format and (args.out / weights).exists():
-            raise UserError(f"{args.out}: holds {weights}, the format {form}; give another folder, or remove that file")
+    for form, names in FORMATS.items():
+        if form != args.format and all((args.out / name).exists() for name in names):
+            raise UserError(
+                f"{args.out}: holds {names[0]}, the format {form}; give another folder, or remove that file"
+            )
 
 
 def _cast(weights: dict[str, torch.Tensor], dtype: torch.dtype, source: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,175 @@
+"""A folder for transformers -> a model folder of fairseq: what `rt-plugin export --format huggingface` wrote, or what
+transformers' `save_pretrained` made of it after more training.
+
+OUT gets checkpoint_best.pt, dict.txt, the tokenizer and, for a classifier, label_dict.txt and glue.json. Nothing of the
+folder's code is run, and the weights are read from model.safetensors alone. Load OUT with
+RecurrentRobertaModel.from_pretrained, or go on training from it with --finetune-from-model.
+
+Example: rt-plugin import-huggingface trained/by-transformers runs/back
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rt_plugin.console import commands
+from rt_plugin.console.files import replacing
+from rt_plugin.errors import UserError
+from rt_plugin.model_folder.files import (
+    BEST_CHECKPOINT,
+    DICTIONARY_FILE,
+    GLUE_FILE,
+    LABEL_DICTIONARY_FILE,
+    NORMALIZATION_FILE,
+    TOKENIZER_FILE,
+    copy_files,
+)
+
+if TYPE_CHECKING:
+    from rt_plugin.huggingface.layout import Head
+
+_HEAD = "sentence_classification_head"
+_CONFIGURATION, _WEIGHTS, _TOKENIZER = "config.json", "model.safetensors", "tokenizer_config.json"
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = commands.parser("import-huggingface", __doc__)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="with config.json and model.safetensors")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the model folder to write")
+    return parser.parse_args(argv)
+
+
+def import_folder(folder: Path, out: Path) -> None:
+    """Write the model folder `out`.
+
+    Raises:
+        UserError: a file is missing or damaged, or the model is none that fairseq's RoBERTa or ours computes alike.
+    """
+    import torch
+
+    from rt_plugin.huggingface import layout
+    from rt_plugin.model_folder.dictionary import load_dictionary
+    from rt_plugin.text.tokenizer import Tokenizer
+
+    if out.resolve() == folder.resolve() or out.is_file():
+        raise UserError(f"{out}: give another folder to write")
+    values = _json(folder / _CONFIGURATION)
+    for name in (TOKENIZER_FILE, DICTIONARY_FILE):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder}: no {name} there; expected what rt-plugin export wrote, or what transformers saved of it, "
+                "tokenizer and model"
+            )
+    dictionary = load_dictionary(folder / DICTIONARY_FILE)
+    Tokenizer.load(folder).check_dictionary(dictionary.symbols, str(folder / DICTIONARY_FILE))
+    dictionary.add_symbol("<mask>")
+    try:
+        options = layout.options_of(values)
+        head = _head(values)
+        weights = layout.from_folder(_weights(folder / _WEIGHTS), values["model_type"], head)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+    rows = weights["encoder.sentence_encoder.embed_tokens.weight"].shape[0]
+    if rows != len(dictionary):
+        raise UserError(f"{folder}: the model has {rows} tokens, {DICTIONARY_FILE} with <mask> {len(dictionary)}")
+    longest = _longest(folder / _TOKENIZER, options["max_positions"])
+    state = {
+        "args": None,
+        "cfg": _groups(options, head, longest),
+        "model": weights,
+        "criterion": None,
+        "task_state": {},
+        "optimizer_history": [{"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}],
+        "extra_state": {},
+    }
+    try:
+        copy_files([(folder / name, name) for name in (DICTIONARY_FILE, TOKENIZER_FILE, NORMALIZATION_FILE)], out)
+        _write_task(head, out)
+        with replacing(out / BEST_CHECKPOINT) as file:
+            torch.save(state, file)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give another folder, or make room") from None
+    print(f"{out / BEST_CHECKPOINT}: {(out / BEST_CHECKPOINT).stat().st_size / 1e6:.1f} MB, {options['_name']}")
+
+
+def _json(path: Path) -> dict:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give the folder of a model for transformers") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); expected JSON") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: is a {type(values).__name__}, expected a JSON object")
+    return values
+
+
+def _weights(path: Path) -> dict:
+    if not path.is_file():
+        raise UserError(f"no {path.name} there; save the model in one file, with safetensors")
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path.name} cannot be read ({error}); copy it again") from None
+    broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{path.name}: {len(broken)} weights are not finite, {broken[0]} the first; did the training diverge?"
+        )
+    return weights
+
+
+def _head(values: dict) -> Head | None:
+    from rt_plugin.huggingface.layout import Head
+
+    if not any(str(name).endswith("ForSequenceClassification") for name in values.get("architectures") or []):
+        return None
+    labels = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    names = None
+    if values.get("problem_type") != "regression":
+        names = [str(labels[key]) for key in sorted(labels, key=int)]
+    return Head(_HEAD, values.get("pooling", "first"), names, values.get("rt_glue"))
+
+
+def _longest(path: Path, positions: int) -> int:
+    longest = _json(path).get("model_max_length") if path.is_file() else None
+    return min(longest, positions) if isinstance(longest, int) else positions
+
+
+def _groups(options: dict, head: Head | None, longest: int) -> dict:
+    if head is None:
+        task = {"_name": "rt_masked_lm", "sample_break_mode": "complete_doc", "tokens_per_sample": longest}
+        return {"model": argparse.Namespace(**options), "task": task, "criterion": {"_name": "rt_masked_lm"}}
+    task = {
+        "_name": "rt_glue",
+        "classification_head_name": head.name,
+        "pooling": head.pooling,
+        "max_positions": longest,
+        "num_classes": len(head.labels) if head.labels else None,
+        "regression_target": head.labels is None,
+    }
+    return {"model": argparse.Namespace(**options), "task": task, "criterion": {"_name": "rt_glue"}}
+
+
+def _write_task(head: Head | None, out: Path) -> None:
+    if head is None:
+        return
+    if head.labels:
+        with replacing(out / LABEL_DICTIONARY_FILE) as file:
+            file.write("".join(f"{label} 1\n" for label in head.labels).encode())
+    if head.glue:
+        with replacing(out / GLUE_FILE) as file:
+            file.write((json.dumps(head.glue, indent=2) + "\n").encode())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    args = parse_arguments(argv)
+    return commands.run("import-huggingface", lambda: import_folder(args.folder, args.out))

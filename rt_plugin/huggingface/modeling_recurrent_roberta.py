@@ -1,0 +1,496 @@
+"""Recurrent RoBERTa for transformers: "Simple Recurrence Improves Masked Language Models", arXiv 2205.11588.
+
+Runs without fairseq. Where the package rt_plugin is installed, the recurrence is its compiled operation; else it is the
+few lines of `recurrence` below. Under torch.export it is one `scan`, so that the length stays dynamic.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
+
+from .configuration_recurrent_roberta import RecurrentRobertaConfig
+
+try:
+    from rt_plugin.ops import swish_rnn as compiled_swish_rnn
+except ImportError:  # plain PyTorch then
+    compiled_swish_rnn = None
+
+GATES = {"gelu": F.gelu, "sigmoid": torch.sigmoid, "silu": F.silu}
+CONVOLUTION_WIDTH = 4  # positions that the block "short-conv" sees
+
+
+def swish_step(c, x, alpha, beta):
+    """Swish(c - x) + x with Swish(z) = z * sigmoid(alpha * z + beta): one step of the paper's recurrence."""
+    z = c - x
+    return z * torch.sigmoid(alpha * z + beta) + x
+
+
+def recurrence(x1, alpha, beta, step_size):
+    """c[i] = Swish(c[i-k] - x1[i]) + x1[i] from c = 0.
+
+    Args:
+        x1: (L, B, d').
+        alpha, beta: (d',).
+        step_size: k; the k positions of a group do not depend on each other.
+
+    Returns:
+        C, (L, B, d').
+    """
+    if torch.compiler.is_exporting():
+        return _scanned(x1, alpha, beta, step_size)
+    c = x1.new_zeros((min(step_size, len(x1)), *x1.shape[1:]))
+    groups = []
+    for x in x1.split(step_size):
+        c = swish_step(c[: len(x)], x, alpha, beta)
+        groups.append(c)
+    return torch.cat(groups)
+
+
+def _scanned(x1, alpha, beta, step_size):
+    """`recurrence` as one operator, whatever the length: over the groups of k positions, the last one filled up."""
+    from torch._higher_order_ops.scan import scan
+
+    length, batch, width = x1.shape
+    # one group more than needed: with two at least, torch.export makes no case of its own of short sequences
+    groups = length if step_size == 1 else (length - 1) // step_size + 2
+    filled = F.pad(x1, (0, 0, 0, 0, 0, groups * step_size - length)) if step_size > 1 else x1
+
+    def step(c, x):
+        c = swish_step(c, x, alpha, beta)
+        return c, c.clone()
+
+    start = x1.new_zeros((step_size * batch, width))
+    _, c = scan(step, start, filled.reshape(groups, step_size * batch, width))
+    return c.reshape(groups * step_size, batch, width)[:length]
+
+
+def short_convolution(x1, weight, step_size):
+    """c[i] = sum over j of weight[j] * x1[i - j k], with x1 (L, B, d') and weight (n, d')."""
+    length, reach = len(x1), (len(weight) - 1) * step_size
+    padded = F.pad(x1, (0, 0, 0, 0, reach, 0))
+    c = torch.zeros_like(x1)
+    for j, w in enumerate(weight):
+        start = reach - j * step_size
+        c = c + padded[start : start + length] * w
+    return c
+
+
+def pool(features, present, pooling):
+    """One vector a sentence.
+
+    Args:
+        features: (B, L, d).
+        present: (B, L), True where a position is no padding.
+        pooling: "first", "mean" or "max".
+
+    Returns:
+        (B, d).
+    """
+    if pooling == "first":
+        return features[:, 0]
+    absent = ~present.unsqueeze(-1)
+    if pooling == "max":
+        return features.masked_fill(absent, -torch.inf).amax(dim=1)
+    total = features.masked_fill(absent, 0).sum(dim=1, dtype=torch.float32)
+    return (total / present.sum(dim=1, keepdim=True)).to(features.dtype)
+
+
+class RecurrentBlock(nn.Module):
+    """H = ((C + b_c) * g(X W2 + b_g)) W3 + b_3, C from X1 = X W1 by the configuration's `block`.
+
+    Args:
+        config: of the model.
+        reverse: run right to left.
+
+    Shape:
+        x: (L, B, d) -> (L, B, d), padded positions of x being 0.
+    """
+
+    def __init__(self, config, reverse):
+        super().__init__()
+        width = config.intermediate_size
+        self.kind, self.reverse = config.block, reverse
+        self.step_size, self.gate = config.recurrence_step_size, config.recurrence_gate
+        self.impl = config.recurrence_impl
+        self.in_proj = nn.Linear(config.hidden_size, 2 * width, bias=False)
+        if self.kind == "swish-rnn":
+            self.alpha = nn.Parameter(torch.ones(width))
+            self.beta = nn.Parameter(torch.zeros(width))
+        elif self.kind == "short-conv":
+            self.conv_weight = nn.Parameter(torch.zeros(CONVOLUTION_WIDTH, width))
+        self.c_bias = nn.Parameter(torch.zeros(width))
+        self.gate_bias = nn.Parameter(torch.zeros(width))
+        self.dropout = nn.Dropout(config.activation_dropout)
+        self.out_proj = nn.Linear(width, config.hidden_size)
+
+    def forward(self, x):
+        return self.out_proj(self.dropout(self._inner(self.in_proj(x))))
+
+    def _inner(self, x12):
+        compiled = self.impl != "reference" and compiled_swish_rnn is not None and not torch.compiler.is_exporting()
+        if self.kind == "swish-rnn" and compiled:
+            parameters = (self.alpha, self.beta, self.c_bias, self.gate_bias)
+            return compiled_swish_rnn(x12, *parameters, self.step_size, self.gate, self.reverse)
+        state = torch.float64 if x12.dtype == torch.float64 else torch.float32  # half precision would lose the sum
+        x1, x2 = x12.to(state).chunk(2, dim=-1)
+        if self.kind != "none":
+            x1 = x1.flip(0) if self.reverse else x1
+            if self.kind == "swish-rnn":
+                x1 = recurrence(x1, self.alpha.to(state), self.beta.to(state), self.step_size)
+            else:
+                x1 = short_convolution(x1, self.conv_weight.to(state), self.step_size)
+            x1 = x1.flip(0) if self.reverse else x1
+        gate = GATES[self.gate](x2 + self.gate_bias.to(state))
+        return ((x1 + self.c_bias.to(state)) * gate).to(x12.dtype)
+
+
+class FeedForwardBlock(nn.Module):
+    """RoBERTa's own block, for encoders that transformers' RoBERTa cannot hold. (L, B, d) -> (L, B, d)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.dropout = nn.Dropout(config.activation_dropout)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x):
+        return self.fc2(self.dropout(self.activation(self.fc1(x))))
+
+
+class RecurrentRobertaAttention(nn.Module):
+    """Multi-head self-attention, time first.
+
+    Shape:
+        x: (L, B, d); visible: (B, 1, 1, L), True where a position may be seen, or None -> (L, B, d), and the weights
+        (B, heads, L, L) where they are asked for.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.heads, self.dropout = config.num_attention_heads, config.attention_probs_dropout_prob
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            setattr(self, name, nn.Linear(config.hidden_size, config.hidden_size))
+
+    def forward(self, x, visible, output_weights=False):
+        length, batch, width = x.shape
+        query, key, value = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        dropout, weights = (self.dropout if self.training else 0.0), None
+        if output_weights:
+            weights = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+            weights = weights if visible is None else weights.masked_fill(~visible, torch.finfo(x.dtype).min)
+            weights = weights.softmax(dim=-1)
+            seen = F.dropout(weights, dropout) @ value
+        else:
+            seen = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)
+        return self.out_proj(seen.permute(2, 0, 1, 3).reshape(length, batch, width)), weights
+
+    def _heads(self, x):  # (L, B, d) -> (B, heads, L, d / heads)
+        return x.unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3)
+
+
+class RecurrentRobertaLayer(GradientCheckpointingLayer):
+    """Attention and a block, each with its residual and its layer norm."""
+
+    def __init__(self, config, index):
+        super().__init__()
+        self.normalize_before = config.normalize_before
+        self.self_attn = RecurrentRobertaAttention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        if config.block == "feed-forward":
+            self.feed_forward = FeedForwardBlock(config)
+        else:
+            self.recurrence = RecurrentBlock(config, config.recurrence_directions[index] == "backward")
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x, visible=None, absent=None, output_weights=False):
+        """x: (L, B, d); visible: (B, 1, 1, L) or None; absent: (L, B, 1), True at padding, or None."""
+        residual = x
+        if self.normalize_before:
+            x = self.self_attn_layer_norm(x)
+        x, weights = self.self_attn(x, visible, output_weights)
+        x = residual + self.dropout(x)
+        if not self.normalize_before:
+            x = self.self_attn_layer_norm(x)
+        residual = x
+        if self.normalize_before:
+            x = self.final_layer_norm(x)
+        if hasattr(self, "recurrence"):  # zeros keep the state at 0 up to the first token, in either direction
+            x = self.recurrence(x if absent is None else x.masked_fill(absent, 0))
+        else:
+            x = self.feed_forward(x)
+        x = residual + self.dropout(x)
+        if not self.normalize_before:
+            x = self.final_layer_norm(x)
+        return x, weights
+
+
+class RecurrentRobertaPreTrainedModel(PreTrainedModel):
+    """How weights start, and what transformers has to know of the model."""
+
+    config_class = RecurrentRobertaConfig
+    base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules: ClassVar = ["RecurrentRobertaLayer"]
+    # one folder may hold both heads
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"^lm_head\.", r"^classifier\."]
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        std = self.config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                nn.init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, RecurrentBlock):
+            nn.init.zeros_(module.c_bias)
+            nn.init.zeros_(module.gate_bias)
+            if module.kind == "swish-rnn":
+                nn.init.ones_(module.alpha)
+                nn.init.zeros_(module.beta)
+            elif module.kind == "short-conv":
+                for j, row in enumerate(module.conv_weight):  # what the recurrence starts as, for small inputs
+                    nn.init.constant_(row, 0.5 ** (j + 1))
+
+
+class RecurrentRobertaModel(RecurrentRobertaPreTrainedModel):
+    """The encoder: token ids -> one vector a position."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        width = config.hidden_size
+        self.embed_scale = width**0.5 if config.scale_embedding else 1.0
+        self.embed_tokens = nn.Embedding(config.vocab_size, width, config.pad_token_id)
+        if config.position_embeddings:
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, width, config.pad_token_id)
+        if config.layernorm_embedding:
+            self.layernorm_embedding = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layers = nn.ModuleList([RecurrentRobertaLayer(config, i) for i in range(config.num_hidden_layers)])
+        if config.normalize_before:
+            self.layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value):
+        self.embed_tokens = value
+
+    def present(self, input_ids, attention_mask, inputs_embeds=None):
+        """(B, L), True where a position is no padding: what the mask says, or else the token ids."""
+        if attention_mask is not None:
+            return attention_mask.bool()
+        if input_ids is not None:
+            return input_ids.ne(self.config.pad_token_id)
+        return torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        output_attentions=None,
+        output_hidden_states=None,
+        return_dict=None,
+    ):
+        """Encode a batch.
+
+        Args:
+            input_ids: (B, L), or `inputs_embeds`: (B, L, d).
+            attention_mask: (B, L), 0 at padding; default: where the ids are padding.
+            token_type_ids: not used; tokenizers of other models give them.
+            position_ids: (B, L), rows of the table of positions; default: pad_token_id + 1 and so on.
+
+        Returns:
+            BaseModelOutput: last_hidden_state (B, L, d) and, where asked for, hidden_states and attentions.
+
+        Raises:
+            ValueError: the input is longer than the table of positions, or both or none of the inputs are given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        present = self.present(input_ids, attention_mask, inputs_embeds)
+        tracing = torch.compiler.is_compiling()
+        if not tracing:
+            self._check_length(present)
+        x = self.embed_scale * (self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
+        if self.config.position_embeddings:
+            x = x + self.embed_positions(self._positions(present) if position_ids is None else position_ids)
+        if self.config.layernorm_embedding:
+            x = self.layernorm_embedding(x)
+        x = self.dropout(x).transpose(0, 1)
+        if not tracing and present.device.type == "cpu" and present.all():
+            visible = absent = None
+        else:
+            visible, absent = present[:, None, None, :], ~present.t().unsqueeze(-1)
+            x = x.masked_fill(absent, 0)
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        states, attentions = [x], []
+        for layer in self.layers:
+            x, weights = layer(x, visible, absent, bool(output_attentions))
+            states.append(x)
+            attentions.append(weights)
+        if self.config.normalize_before:
+            x = self.layer_norm(x)
+        output = BaseModelOutput(
+            last_hidden_state=x.transpose(0, 1),
+            hidden_states=tuple(state.transpose(0, 1) for state in states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def _positions(self, present):
+        places = present.to(torch.int64)
+        return places.cumsum(dim=1) * places + self.config.pad_token_id
+
+    def _check_length(self, present):
+        longest = self.config.max_position_embeddings - self.config.pad_token_id - 1
+        if self.config.position_embeddings and present.shape[1] > longest and present.sum(dim=1).max() > longest:
+            raise ValueError(f"an input of {present.shape[1]} tokens, {longest} positions; use truncation=True")
+
+
+class RecurrentRobertaLMHead(nn.Module):
+    """Vector -> logits over the tokens."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, x):
+        return self.decoder(self.layer_norm(self.activation(self.dense(x))))
+
+
+class RecurrentRobertaForMaskedLM(RecurrentRobertaPreTrainedModel):
+    """The encoder with its output layer: logits over the tokens at every position."""
+
+    _tied_weights_keys: ClassVar = {"lm_head.decoder.weight": "encoder.embed_tokens.weight"}
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = RecurrentRobertaModel(config)
+        self.lm_head = RecurrentRobertaLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, value):
+        self.lm_head.decoder = value
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        labels=None,
+        output_attentions=None,
+        output_hidden_states=None,
+        return_dict=None,
+    ):
+        """As `RecurrentRobertaModel.forward`, with logits (B, L, vocabulary).
+
+        Args:
+            labels: (B, L), token ids, -100 where none is to be predicted; given, the output has the mean loss.
+        """
+        output = self.encoder(
+            input_ids,
+            attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        logits = self.lm_head(output.last_hidden_state)
+        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+        output = MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
+        )
+        return output.to_tuple() if return_dict is False else output
+
+
+class RecurrentRobertaClassifier(nn.Module):
+    """Pooled vector -> one logit a class, or one score."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.classifier_act]
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, x):
+        return self.out_proj(self.dropout(self.activation(self.dense(self.dropout(x)))))
+
+
+class RecurrentRobertaForSequenceClassification(RecurrentRobertaPreTrainedModel):
+    """The encoder with a classifier of sentences or sentence pairs, or a regression."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.encoder = RecurrentRobertaModel(config)
+        self.classifier = RecurrentRobertaClassifier(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        labels=None,
+        output_attentions=None,
+        output_hidden_states=None,
+        return_dict=None,
+    ):
+        """As `RecurrentRobertaModel.forward`, with logits (B, classes).
+
+        Args:
+            labels: (B,), classes, or scores where there is one output; given, the output has the mean loss.
+        """
+        output = self.encoder(
+            input_ids,
+            attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        present = self.encoder.present(input_ids, attention_mask, inputs_embeds)
+        logits = self.classifier(pool(output.last_hidden_state, present, self.config.pooling))
+        loss = None if labels is None else self._loss(logits.float(), labels)
+        output = SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def _loss(self, logits, labels):
+        if self.num_labels == 1:
+            return F.mse_loss(logits.squeeze(-1), labels.float())
+        if self.config.problem_type == "multi_label_classification":
+            return F.binary_cross_entropy_with_logits(logits, labels.float())
+        return F.cross_entropy(logits, labels)

@@ -1,0 +1,385 @@
+"""A folder for transformers gives what the model folder gives, and nothing else has to be installed for it."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import SAMPLE
+from model_folders import CHECKPOINTS, FILES, SHAPES, write_model_folder
+from rt_plugin.__main__ import main
+from rt_plugin.model import RecurrentRobertaModel
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
+COMMITTED = ("recurrent_roberta_mini", "recurrent_roberta_mini_alternate", "roberta_mini")
+ODD = [
+    "",
+    " \t ",
+    "\u201cYes\u201d \u2013 it\u2019s \u00a0na\u00efve\u2028a line\u0085b \ud55c\uad6d\uc5b4 \U0001f600",
+    "\ufb01nd \u00bd e\u0301 \u200b\ufeff zero width",
+    "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u05e2\u05d1\u05e8\u05d9\u05ea \u4e2d\u6587",
+    "\x00\x1f control \x7f",
+    "a & b &amp; <b> \u2581 ##x \u2026 \u00ab \u00bb , . ;",
+    "A" * 300,
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules_cache(tmp_path_factory):
+    """Where transformers keeps the folders' code."""
+    import transformers.dynamic_module_utils as dynamic
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        patch.setattr(sys, "path", list(sys.path))
+        yield
+
+
+def export(model, out, *options):
+    assert main(["export", str(model), str(out), "--format", "huggingface", *options]) == 0
+    return out
+
+
+def load(folder, auto="AutoModelForMaskedLM", **options):
+    import transformers
+
+    return getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True, **options).eval()
+
+
+def load_tokenizer(folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+
+
+def sentences(count):
+    """Real sentences, the odd ones first."""
+    lines = [line for line in (SAMPLE / "train.txt").read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [*ODD, *lines[: count - len(ODD)]]
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory):
+    """The committed checkpoints as folders for transformers."""
+    folder = tmp_path_factory.mktemp("committed")
+    return {name: export(CHECKPOINTS / name, folder / name) for name in COMMITTED}
+
+
+def worst_difference(ours, theirs, tokens):
+    """The largest difference of two models' logits over token ids that are no padding, one by one and in a batch."""
+    from torch.nn.utils.rnn import pad_sequence
+
+    with torch.no_grad():
+        worst = 0.0
+        for batch in (*(one[None] for one in tokens), pad_sequence(tokens, batch_first=True, padding_value=1)):
+            known, other = ours.model(batch)[0], theirs(input_ids=batch, attention_mask=batch.ne(1)).logits
+            worst = max(worst, (known - other)[batch.ne(1)].abs().max().item())
+            assert known[batch.ne(1)].argmax(-1).equal(other[batch.ne(1)].argmax(-1))
+    return worst
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_token_ids_of_a_thousand_sentences(name, committed):
+    ours, tokenizer = RecurrentRobertaModel.from_pretrained(str(CHECKPOINTS / name)), load_tokenizer(committed[name])
+    texts = sentences(1000)
+    draw = random.Random(5)
+    ranges = [(32, 0xD7FF), (0xE000, 0x1F9FF)]
+    texts += ["".join(chr(draw.randrange(*draw.choice(ranges))) for _ in range(9)) for _ in range(50)]
+    assert tokenizer(texts)["input_ids"] == [tokens.tolist() for tokens in ours.encode(texts)]
+    pairs = list(zip(texts[:40], texts[40:80], strict=True))
+    assert tokenizer(pairs)["input_ids"] == [tokens.tolist() for tokens in ours.encode(pairs)]
+    cut = ours.encode(pairs, truncate=True)
+    assert tokenizer(pairs, truncation=True)["input_ids"] == [tokens.tolist() for tokens in cut]
+    assert len(tokenizer) == len(ours.task.source_dictionary) and tokenizer.model_max_length == 128
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_logits_of_real_sentences(name, committed):
+    ours, theirs = RecurrentRobertaModel.from_pretrained(str(CHECKPOINTS / name)), load(committed[name])
+    tokens = [one[:24] for one in ours.encode(sentences(16), truncate=True)]
+    assert worst_difference(ours, theirs, tokens) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMITTED)
+def test_logits_of_a_thousand_sentences(name, committed):
+    ours, theirs = RecurrentRobertaModel.from_pretrained(str(CHECKPOINTS / name)), load(committed[name])
+    tokens = ours.encode(sentences(1000), truncate=True)
+    worst = max(worst_difference(ours, theirs, [one]) for one in tokens)
+    print(f"{name}: largest difference {worst:.2g}")
+    assert worst < 1e-5
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_there_and_back(shape, tmp_path):
+    """Logits, and after the way back the weights, their names and what they compute."""
+    model = write_model_folder(tmp_path / "model", shape)
+    folder = export(model, tmp_path / "folder", "--precision", "float32")
+    ours, theirs = RecurrentRobertaModel.from_pretrained(str(model)), load(folder)
+    tokens = ours.encode(["It is.", "Paris is the capital of France, and has been for a long time.", "a"])
+    assert worst_difference(ours, theirs, tokens) < 1e-5
+    own = shape != "roberta"  # transformers' RoBERTa is taken for what it can compute
+    assert type(theirs).__name__ == ("RecurrentRobertaForMaskedLM" if own else "RobertaForMaskedLM")
+    assert main(["import-huggingface", str(folder), str(tmp_path / "back")]) == 0
+    back = RecurrentRobertaModel.from_pretrained(str(tmp_path / "back"))
+    weights, others = ours.model.state_dict(), back.model.state_dict()
+    assert weights.keys() == others.keys() and all(weights[name].equal(others[name]) for name in weights)
+    assert back.model(tokens[1][None])[0].equal(ours.model(tokens[1][None])[0])
+    for name in FILES:
+        assert (tmp_path / "back" / name).read_bytes() == (model / name).read_bytes()
+
+
+def test_plain_pytorch_where_the_compiled_operation_is_not(tmp_path):
+    """The same numbers and gradients from the code in the folder as from the operation of the package."""
+    shape = "alternate in groups"
+    folder = export(write_model_folder(tmp_path / "model", shape), tmp_path / "folder", "--precision", "float32")
+    models = [load(folder, recurrence_impl=name) for name in ("auto", "reference")]
+    tokens = torch.randint(4, 1000, (2, 11), generator=torch.Generator().manual_seed(2))
+    outputs = []
+    for model in models:
+        loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        outputs.append([loss.detach(), *(p.grad for _, p in sorted(model.named_parameters()))])
+    assert [layer.recurrence.impl for layer in models[1].encoder.layers] == ["reference"] * 2
+    for one, other in zip(*outputs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+LABELS = {"classes": ("entailment", "not_entailment"), "regression": ()}
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean", "max"])
+@pytest.mark.parametrize("shape", ["alternate in groups", "roberta"])
+@pytest.mark.parametrize("kind", LABELS)
+def test_classifiers_there_and_back(kind, shape, pooling, tmp_path):
+    labels = LABELS[kind]
+    model = write_model_folder(tmp_path / "model", shape, labels=labels, pooling=pooling)
+    folder = export(model, tmp_path / "folder", "--precision", "float32")
+    theirs, tokenizer = load(folder, "AutoModelForSequenceClassification"), load_tokenizer(folder)
+    pairs = [("Who won?", "They won."), ("When?", "It was in the year 1930, when the war was long over."), ("a", "b")]
+    with torch.no_grad():
+        logits = theirs(**tokenizer(pairs, padding=True, truncation=True, return_tensors="pt")).logits
+    assert main(["import-huggingface", str(folder), str(tmp_path / "back")]) == 0
+    for place in (model, tmp_path / "back"):
+        ours = RecurrentRobertaModel.from_pretrained(str(place))
+        with torch.no_grad():
+            known = [ours.predict("sentence_classification_head", ours.encode(*p), return_logits=True) for p in pairs]
+        torch.testing.assert_close(logits, torch.cat(known), rtol=0, atol=1e-5)
+        assert ours.task.label_names == (list(labels) or None)
+    assert theirs.config.num_labels == (len(labels) or 1)
+    if labels:
+        from transformers import pipeline
+
+        assert list(theirs.config.id2label.values()) == list(labels)
+        (found,) = pipeline("text-classification", model=theirs, tokenizer=tokenizer)([{"text": "a", "text_pair": "b"}])
+        label, probability = ours.classify("a", "b")
+        assert found["label"] == label and found["score"] == pytest.approx(probability, abs=1e-5)
+    other = load(folder)  # the output layer is there, too
+    assert worst_difference(ours, other, [ours.encode("a b c")]) < 1e-5
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_fill_mask_pipeline(name, committed):
+    from transformers import pipeline
+
+    ours = RecurrentRobertaModel.from_pretrained(str(CHECKPOINTS / name))
+    fill = pipeline("fill-mask", model=load(committed[name]), tokenizer=load_tokenizer(committed[name]))
+    text = "He was born in New <mask> City."
+    found, known = fill(text, top_k=3), ours.fill_mask(text, topk=3)
+    assert [one["token_str"] for one in found] == [token.strip() for _, _, token in known]
+    assert [one["score"] for one in found] == pytest.approx([p for _, p, _ in known], abs=1e-5)
+    assert found[0]["sequence"] == known[0][0] == "He was born in New York City."
+
+
+@pytest.mark.parametrize("shape", ["alternate in groups", "short convolution", "roberta"])
+def test_trained_on_saved_and_brought_back(shape, tmp_path):
+    """Some steps of transformers' Trainer; what it saves is loaded by transformers and, brought back, by fairseq."""
+    from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+
+    folder = export(write_model_folder(tmp_path / "model", shape), tmp_path / "folder", "--precision", "float32")
+    model, tokenizer = load(folder), load_tokenizer(folder)
+    rows = [{"input_ids": ids} for ids in tokenizer(sentences(40)[8:], truncation=True, max_length=24)["input_ids"]]
+    arguments = TrainingArguments(
+        **{"output_dir": str(tmp_path / "out"), "max_steps": 6, "per_device_train_batch_size": 8, "seed": 1},
+        **{"learning_rate": 1e-2, "use_cpu": True, "report_to": [], "logging_steps": 1, "save_strategy": "no"},
+        **{"gradient_checkpointing": shape == "short convolution", "disable_tqdm": True},
+    )
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3)
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+    model.eval().save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again, tokenizer = load(tmp_path / "saved"), load_tokenizer(tmp_path / "saved")
+    batch = tokenizer(["It is.", "Paris is the capital of France."], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        assert again(**batch).logits.equal(model(**batch).logits)
+    assert main(["import-huggingface", str(tmp_path / "saved"), str(tmp_path / "back")]) == 0
+    back = RecurrentRobertaModel.from_pretrained(str(tmp_path / "back"))
+    assert worst_difference(back, model, back.encode(["It is.", "Paris is the capital of France."])) < 1e-5
+
+
+def test_outputs_that_transformers_offers(tmp_path):
+    folder = export(write_model_folder(tmp_path / "model", "norms before"), tmp_path / "folder")
+    model, tokens = load(folder, "AutoModel"), torch.tensor([[0, 5, 6, 7, 2], [0, 5, 2, 1, 1]])
+    with torch.no_grad():
+        output = model(tokens, output_hidden_states=True, output_attentions=True)
+        plain = model(tokens).last_hidden_state
+        embedded = model(inputs_embeds=model.embed_tokens(tokens), attention_mask=tokens.ne(1)).last_hidden_state
+    assert [tuple(state.shape) for state in output.hidden_states] == [(2, 5, 32)] * 3
+    assert [tuple(weights.shape) for weights in output.attentions] == [(2, 4, 5, 5)] * 2
+    seen = tokens.ne(1)
+    torch.testing.assert_close(output.last_hidden_state[seen], plain[seen])
+    torch.testing.assert_close(embedded[seen], plain[seen])
+    assert model(tokens, return_dict=False)[0].equal(model(tokens).last_hidden_state)
+    with pytest.raises(ValueError, match="an input of 150 tokens, 140 positions"):
+        model(torch.full((1, 150), 5))
+    with pytest.raises(ValueError, match="give either input_ids or inputs_embeds"):
+        model()
+
+
+def test_left_padding_changes_nothing(tmp_path):
+    folder = export(write_model_folder(tmp_path / "model", "alternate in groups"), tmp_path / "folder")
+    model = load(folder)
+    tokens, padded = torch.tensor([[0, 5, 6, 7, 2]]), torch.tensor([[1, 1, 1, 0, 5, 6, 7, 2]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(padded).logits[:, 3:], model(tokens).logits, rtol=0, atol=1e-5)
+
+
+WITHOUT = """
+import json, sys
+for name in ("fairseq", "rt_plugin", "omegaconf", "hydra"):
+    sys.modules[name] = None
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+folder = sys.argv[1]
+model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+text = "Paris is the <mask> of France."
+with torch.no_grad():
+    logits = model(**tokenizer(text, return_tensors="pt")).logits
+print(json.dumps([tokenizer(text)["input_ids"], logits[0].tolist()]))
+"""
+
+
+def run_without(python, folder, tmp_path):
+    """The ids and the logits of `WITHOUT`, in a fresh process that starts elsewhere."""
+    variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [python, "-c", WITHOUT, str(folder)], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def check_without(found, name):
+    ours = RecurrentRobertaModel.from_pretrained(str(CHECKPOINTS / name))
+    ids, logits = found
+    assert ids.count(ours.task.source_dictionary.index("<mask>")) == 1
+    with torch.no_grad():
+        known = ours.model(torch.tensor([ids]))[0][0]
+    torch.testing.assert_close(torch.tensor(logits), known, rtol=0, atol=1e-5)
+
+
+def test_needs_neither_fairseq_nor_this_package(committed, tmp_path):
+    name = "recurrent_roberta_mini_alternate"
+    check_without(run_without(sys.executable, committed[name], tmp_path), name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["4.57.6", "5.23.0"])
+def test_in_an_environment_of_its_own(version, committed, tmp_path):
+    """transformers, sentencepiece and sacremoses from the package index; torch and what it needs, linked from here."""
+    python = make_environment(tmp_path / "environment", version)
+    listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout
+    assert "fairseq" not in listed and "rt-plugin" not in listed and version in listed
+    for name in COMMITTED:
+        check_without(run_without(python, committed[name], tmp_path), name)
+
+
+TORCH_NEEDS = ("torch", "numpy", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelock", "fsspec")
+
+
+def make_environment(folder, version):
+    """A virtual environment in which torch is found by links to that of this one; returns its interpreter."""
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    linked = folder / "linked"
+    linked.mkdir()
+    wanted = ("torchgen", "functorch", "typing_extensions", *TORCH_NEEDS)
+    for path in Path(torch.__file__).parent.parent.iterdir():
+        if path.name.lower().startswith(wanted) and not path.name.startswith("torchaudio"):
+            (linked / path.name).symlink_to(path)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "linked.pth").write_text(f"{linked}\n")
+    python = str(folder / "bin" / "python")
+    needed = [f"transformers=={version}", f"torch=={torch.__version__}", "sentencepiece", "sacremoses"]
+    subprocess.run([python, "-m", "pip", "install", "-q", *needed], check=True, timeout=600)
+    return python
+
+
+def test_not_loaded_without_consent(committed):
+    """transformers must not take the text for that of another tokenizer in silence."""
+    from transformers import AutoTokenizer
+
+    with pytest.raises((OSError, ValueError, TypeError, AttributeError)):
+        AutoTokenizer.from_pretrained(committed["roberta_mini"], trust_remote_code=False)
+
+
+@pytest.mark.parametrize("verb", ["export", "import-huggingface"])
+def test_without_safetensors(verb, committed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    source = {"export": CHECKPOINTS / "roberta_mini", "import-huggingface": committed["roberta_mini"]}[verb]
+    options = ("--format", "huggingface") if verb == "export" else ()
+    assert main([verb, str(source), str(tmp_path / "out"), *options]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rt-plugin {verb}: error: ") and "safetensors" in line and "pip install" in line
+
+
+def change(**values):
+    def apply(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return apply
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def cut(name):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-5000])
+
+
+def shorten(folder):
+    lines = (folder / "dict.txt").read_text(encoding="utf-8").split("\n")
+    (folder / "dict.txt").write_text("\n".join([*lines[:-2], ""]), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (remove("config.json"), "config.json: no such file; give the folder of a model for transformers"),
+        (remove("model.safetensors"), "no model.safetensors there; save the model in one file"),
+        (remove("dict.txt"), "no dict.txt there; expected what rt-plugin export wrote"),
+        (cut("model.safetensors"), "model.safetensors cannot be read"),
+        (shorten, "the model has 16002 tokens, dict.txt with <mask> 16001"),
+        (change(model_type="bert"), "config.json is of a 'bert', expected recurrent_roberta or roberta"),
+        (change(hidden_act="gelu_10"), "config.json has no usable 'gelu_10'"),
+        (change(layer_norm_eps=1e-12), "config.json says layer_norm_eps 1e-12, fairseq's RoBERTa has 1e-05"),
+    ],
+)
+def test_damaged_folders_are_named_in_one_line(damage, words, committed, tmp_path, capsys):
+    folder = shutil.copytree(committed["roberta_mini"], tmp_path / "folder")
+    damage(folder)
+    assert main(["import-huggingface", str(folder), str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(folder) in line and words in line
