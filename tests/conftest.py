@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import warm
 
 import rt_plugin  # noqa: F401  (before fairseq, which cannot be imported otherwise from Python 3.14 on)
+import warm
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLE = REPOSITORY / "examples" / "quickstart"
@@ -47,10 +47,7 @@ def run_command(name, *arguments, cwd=REPOSITORY, ok=True, cold=False, **environ
         cold: as a program of its own, from its first import on, and not in a fork of a process that has imported
             fairseq. So it is where variables of the environment are given, which imports may read.
     """
-    words = list(map(str, (Path(sys.executable).parent / name, *arguments)))
-    if name.startswith("fairseq-") and sys.version_info >= (3, 14):  # cannot import fairseq, as users are told
-        words[:1] = [sys.executable, "-m", "rt_plugin", "fairseq", name.removeprefix("fairseq-")]
-        cold = True
+    words = warm.command_words(name, *arguments)
     if name in warm.COMMANDS and not (cold or environment):
         (result,) = FORKS.run(words, cwd=cwd, timeout=300)
     else:
@@ -82,7 +79,7 @@ def run_two(command: str, *arguments) -> str:
         *("--distributed-world-size", "2", "--distributed-no-spawn", "--distributed-backend", "gloo"),
         *("--distributed-init-method", f"tcp://127.0.0.1:{free_port()}"),
     )
-    words = [*map(str, (Path(sys.executable).parent / command, *arguments)), *several]
+    words = warm.command_words(command, *arguments, *several)
     both = [[*words, "--distributed-rank", str(rank)] for rank in (0, 1)]
     results = FORKS.run(*both, cwd=REPOSITORY, timeout=300)
     for result in results:

@@ -1,7 +1,8 @@
 """fairseq's commands in forks of a process that has imported fairseq, which takes a command of its own some seconds.
 
 What runs is the very script of the environment's bin folder, with arguments, folder, output and exit code of its own.
-Only fairseq is imported already, as if the command's first lines had done it; rt_plugin is not.
+Only fairseq is imported already, as if the command's first lines had done it; rt_plugin is not. From Python 3.14 on the
+command is `rt-plugin fairseq ...`, and both are.
 """
 
 import gc
@@ -17,6 +18,16 @@ import tempfile
 from pathlib import Path
 
 COMMANDS = ("fairseq-train", "fairseq-validate", "fairseq-preprocess")
+PLUGIN_FIRST = sys.version_info >= (3, 14)  # fairseq cannot be imported otherwise, as users are told
+
+
+def command_words(name: str, *arguments) -> list[str]:
+    """One of the environment's commands; fairseq's own so that it works on this Python."""
+    folder = Path(sys.executable).parent
+    start = [folder / name]
+    if PLUGIN_FIRST and name.startswith("fairseq-"):
+        start = [folder / "rt-plugin", "fairseq", name.removeprefix("fairseq-")]
+    return [*map(str, (*start, *arguments))]
 
 
 class Forks:
@@ -106,6 +117,9 @@ def become(request: dict) -> str:
 
 
 if __name__ == "__main__":
+    if PLUGIN_FIRST:
+        sys.argv[0] = "fairseq-train"  # as the verb does, for errors are shown by the command's name
+        import rt_plugin  # noqa: F401
     import fairseq  # noqa: F401  (before the fork)
 
     # some of fairseq's modules set the logging up, which its commands do before they import them

@@ -1,4 +1,4 @@
-"""What keeps processes from outliving those that started them, and which of several is the first."""
+"""What keeps processes from outliving those that started them, what new ones begin with, which of several is first."""
 
 import contextlib
 import ctypes
@@ -41,6 +41,19 @@ def _end_after_parent(process: int) -> None:
     while parent is None and os.getppid() == process:
         time.sleep(0.5)
     os._exit(1)
+
+
+def plugin_first(process: multiprocessing.process.BaseProcess) -> tuple:
+    """How to pickle a process for one that starts from nothing: what is read first is this module.
+
+    The plugin is imported by that, and whatever the process is given comes after it: fairseq's data sets, too.
+    """
+    _, kind, attributes, *_ = object.__reduce_ex__(process, 2)
+    return _empty_process, kind, attributes
+
+
+def _empty_process(kind: type) -> multiprocessing.process.BaseProcess:
+    return kind.__new__(kind)
 
 
 def children_of(process: int) -> list[int]:

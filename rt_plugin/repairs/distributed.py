@@ -1,12 +1,15 @@
 """Repairs of training and validation with several processes, on a CPU above all."""
 
 import functools
+from multiprocessing import context
+from multiprocessing.reduction import ForkingPickler
 
 import torch
 from fairseq import utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import distributed_fairseq_model
 
+from rt_plugin.console.processes import plugin_first
 from rt_plugin.repairs.registry import Patches, repair
 from rt_plugin.repairs.stopping import Stopped
 
@@ -38,6 +41,26 @@ def process_groups_left_open(patches: Patches) -> None:
             vars(distributed_utils.get_global_group).pop("_global_group", None)
 
     patches.set(distributed_utils, "distributed_main", distributed_main_to_the_end)
+
+
+@repair(
+    patches=["multiprocessing.reduction.ForkingPickler.register"],
+    until="fairseq itself needs no repairs on today's Python",
+)
+def plugin_in_new_processes(patches: Patches) -> None:
+    """A worker that starts from nothing (spawn, or forkserver, the default from Python 3.14 on) and is given one of
+    fairseq's data sets imports fairseq without the plugin: unrepaired, and on Python 3.14 not at all. Every process
+    imports the plugin first.
+    """
+    kinds = (context.Process, context.SpawnProcess, context.ForkServerProcess)
+    for kind in kinds:
+        ForkingPickler.register(kind, plugin_first)
+
+    def restore():
+        for kind in kinds:
+            del ForkingPickler._extra_reducers[kind]
+
+    patches.note("multiprocessing.reduction.ForkingPickler.register", restore)
 
 
 @repair(

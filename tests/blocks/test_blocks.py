@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -109,6 +110,24 @@ def test_resuming_goes_on_in_the_other_ones_place(workers, data, by_fairseq):
         other = makers[after](make_task(data), epoch=2, max_tokens=150)
         with pytest.raises(UserError, match="data would be lost"):
             other.load_state_dict(state)
+
+
+@pytest.fixture
+def forkserver():
+    """As Python 3.14 starts processes, where nothing else is asked for."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+def test_workers_that_start_from_nothing_read_the_same(forkserver, data, by_fairseq):
+    """fairseq's data sets, too, which take fairseq with them before anything of the plugin."""
+    here = list(batch_iterator(make_task(data)).next_epoch_itr())
+    there = [make(make_task(data), num_workers=1).next_epoch_itr() for make in (batch_iterator, by_fairseq)]
+    for batches in there:
+        for a, b in zip(batches, here, strict=True):
+            assert_same(a, b)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])

@@ -21,6 +21,7 @@ from conftest import ENVIRONMENT, REPOSITORY, free_port
 from rt_plugin.console.commands import STOPPED
 from rt_plugin.console.processes import children_of
 from rt_plugin.pretrain import launch
+from rt_plugin.pretrain.fairseq import command_line
 from rt_plugin.pretrain.recipes import RECIPES
 
 SCHEDULE = ("--updates", "6", "--warmup-updates", "2", "--save-interval", "3", "--log-interval", "1")
@@ -52,6 +53,16 @@ def printed_options(capsys, *arguments) -> dict[str, str]:
     return {a: b for a, b in itertools.pairwise([*words, ""]) if a.startswith("--")} | {"program": words[1]}
 
 
+def fake_training(folder: Path, script: str) -> str:
+    """Write a shell script that is started as the training; returns what `sys.executable` has to be for that."""
+    folder.mkdir(exist_ok=True)
+    python = folder / "python"
+    program = folder / "fairseq-train" if sys.version_info < (3, 14) else python  # which starts it from there on
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return str(python)
+
+
 def error_of(capsys, *arguments) -> str:
     assert launch.main([str(a) for a in arguments]) == 1
     return capsys.readouterr().err
@@ -65,7 +76,7 @@ def test_batch_is_the_recipes_on_any_number_of_gpus(recipe, gpus, capsys, monkey
     tokens, steps = int(options["--max-tokens"]), int(options["--update-freq"])
     assert gpus * tokens * steps == RECIPES[recipe].batch_tokens
     assert RECIPES[recipe].tokens_per_sample <= tokens <= 16_384
-    assert options["program"] == ("fairseq-train" if gpus == 1 else "torchrun")
+    assert options["program"] == (command_line("train")[0] if gpus == 1 else "torchrun")
     assert "--fp16" in options
     assert "--cpu" not in options
     assert 1 <= int(options["--num-workers"]) <= max(1, os.cpu_count() // gpus)  # processes that read, for each GPU
@@ -404,10 +415,7 @@ def test_log_has_what_people_look_at(trained):
 
 
 def test_a_training_that_was_finished_before_is_told(data_bin, tmp_path, capfd, monkeypatch):
-    program = tmp_path / "fairseq-train"
-    program.write_text("#!/bin/sh\necho nothing to do\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))  # fairseq-train is looked for beside it
+    monkeypatch.setattr(sys, "executable", fake_training(tmp_path / "bin", "echo nothing to do"))
     assert launch.main([str(data_bin), *SMALL, "--save-dir", str(tmp_path / "run")]) == 0
     assert f"{tmp_path / 'run'}: trained before, no update is left to make\n" in capfd.readouterr().out
 
@@ -415,11 +423,8 @@ def test_a_training_that_was_finished_before_is_told(data_bin, tmp_path, capfd, 
 def test_the_log_goes_on_in_a_new_line_after_a_full_disk(data_bin, tmp_path, capfd, monkeypatch):
     """What a full disk cut off in the middle of a record goes, so that the next record is a line of its own."""
     record = '2026-11-21 12:00:00 | INFO | train_inner | {"epoch": 1, "loss": "9.5", "num_updates": "%d"}'
-    program = tmp_path / "bin" / "fairseq-train"
-    program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\necho '{record % 3}'\necho '{record % 4}'\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program.with_name("python")))  # fairseq-train is looked for beside it
+    python = fake_training(tmp_path / "bin", f"echo '{record % 3}'\necho '{record % 4}'")
+    monkeypatch.setattr(sys, "executable", python)
     run = tmp_path / "run"
     run.mkdir()
     whole = '{"update": 1, "loss": 9.7, "split": "train"}\n'
@@ -434,15 +439,10 @@ def test_the_log_goes_on_in_a_new_line_after_a_full_disk(data_bin, tmp_path, cap
 def test_a_training_ends_with_its_killed_launcher(data_bin, tmp_path):
     """kill -9 of the launcher alone: nobody would read what the training says, and nobody else could start it."""
     save_dir, pid = tmp_path / "run", tmp_path / "pid"
-    program = tmp_path / "bin" / "fairseq-train"
-    program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\necho $$ > {pid}.new\nmv {pid}.new {pid}\nexec sleep 120\n")
-    program.chmod(0o755)
+    python = fake_training(tmp_path / "bin", f"echo $$ > {pid}.new\nmv {pid}.new {pid}\nexec sleep 120")
     start = "import sys; from rt_plugin.pretrain import launch; sys.executable = sys.argv.pop(1); launch.main()"
     arguments = [data_bin, *SMALL, "--save-dir", save_dir, "--cpu"]
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", start, str(program.with_name("python")), *map(str, arguments)], env=ENVIRONMENT
-    )
+    launcher = subprocess.Popen([sys.executable, "-c", start, python, *map(str, arguments)], env=ENVIRONMENT)
     deadline = time.monotonic() + 60
     while not pid.exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -8,9 +8,7 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +18,7 @@ from fairseq.logging import metrics
 
 from conftest import ENVIRONMENT, REPOSITORY, TRAINING, run_command, run_two, user_error
 from rt_plugin.tasks.rt_masked_lm import SplitSentencesDataset
+from warm import command_words
 
 
 def logged(output, tag):
@@ -50,12 +49,12 @@ def test_training_killed_again_and_again_ends_with_the_same_weights(data_bin, tm
     checkpoint, in the end to the last bit as if undisturbed."""
     options = (data_bin, *TRAINING, "--max-update", "40", "--save-interval-updates", "4", "--disable-validation")
     undisturbed = run_command("fairseq-train", *options, "--save-dir", tmp_path / "undisturbed")
-    command = [Path(sys.executable).parent / "fairseq-train", *options, "--save-dir", tmp_path / "killed"]
+    command = command_words("fairseq-train", *options, "--save-dir", tmp_path / "killed")
     checkpoint, moments = tmp_path / "killed" / "checkpoint_last.pt", random.Random(1)
     for _ in range(3):
         before = checkpoint.stat().st_ino if checkpoint.exists() else None
         process = subprocess.Popen(
-            [*map(str, command)], cwd=REPOSITORY, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command, cwd=REPOSITORY, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
@@ -254,9 +253,9 @@ def test_full_disk_while_saving_keeps_the_old_checkpoint(pretrained, data_bin, t
     folder = shutil.copytree(pretrained, tmp_path / "run")
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     size = (folder / "checkpoint_last.pt").stat().st_size
-    command = [Path(sys.executable).parent / "fairseq-train", data_bin, *TRAINING, "--save-dir", folder]
+    options = (*TRAINING, "--max-update", "9", "--disable-validation")
     result = subprocess.run(
-        [*map(str, command), "--max-update", "9", "--disable-validation"],
+        command_words("fairseq-train", data_bin, *options, "--save-dir", folder),
         cwd=REPOSITORY,
         env=ENVIRONMENT,
         capture_output=True,

@@ -1,6 +1,7 @@
 """Repairs of several processes: each works, and the very same thing breaks without it."""
 
 import argparse
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -15,9 +16,9 @@ from repair_cases import with_and_without
 
 BROADCAST = """
 import contextlib, sys, torch
+from rt_plugin.repairs import registry
 from fairseq.distributed import utils
 from omegaconf import OmegaConf
-from rt_plugin.repairs import registry
 rank, store, repair = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 state = {"cfg": OmegaConf.create({"a": 1}), "model": torch.arange(3)} if rank == 0 else None
@@ -26,6 +27,19 @@ with registry.without(repair) if repair else contextlib.nullcontext():
 assert state["cfg"].a == 1 and state["model"].tolist() == [0, 1, 2]
 torch.distributed.destroy_process_group()  # left open, it now and then aborts the interpreter's end
 """
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_plugin_in_new_processes(method):
+    code = "import sys; assert 'rt_plugin' in sys.modules; assert 'fairseq' not in sys.modules"
+
+    def start():
+        process = multiprocessing.get_context(method).Process(target=exec, args=(code,))
+        process.start()
+        process.join(120)
+        assert process.exitcode == 0, process.exitcode
+
+    assert str(with_and_without("plugin_in_new_processes", start)).startswith("1")
 
 
 @pytest.mark.parametrize("repair", ["", "broadcast_between_processes"])
