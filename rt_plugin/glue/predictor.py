@@ -15,6 +15,7 @@ from rt_plugin.glue.dataset import GlueDataset
 from rt_plugin.glue.metrics import evaluate
 from rt_plugin.glue.readers import Example
 from rt_plugin.glue.specs import GlueTask
+from rt_plugin.inference.batches import equal_length_batches
 from rt_plugin.model_folder.files import DICTIONARY_FILE
 from rt_plugin.text.encode import IdEncoder
 
@@ -56,11 +57,9 @@ class Predictor:
             report: takes lines of progress.
         """
         dataset = self._dataset(examples)
-        order = dataset.ordered_indices()  # of similar length together: less padding
         outputs = np.zeros((len(examples), self.task.num_classes))
-        with Progress("predicting", len(order), report=report) as progress:
-            for start in range(0, len(order), self._batch_size):
-                rows = order[start : start + self._batch_size]
+        with Progress("predicting", len(examples), report=report) as progress:
+            for rows in equal_length_batches(dataset.sizes.tolist(), rows=self._batch_size):
                 outputs[rows] = self._forward(dataset.collater([dataset[row] for row in rows]))
                 progress.advance(len(rows))
         return self._loaded.task.to_score(outputs) if self.task.is_regression else outputs

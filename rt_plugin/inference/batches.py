@@ -16,7 +16,10 @@ _FEWEST_ROWS = 8
 
 
 def equal_length_batches(
-    lengths: Sequence[int], alone: bool = False, tokens_per_batch: int = TOKENS_PER_BATCH
+    lengths: Sequence[int],
+    alone: bool = False,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    rows: int | None = None,
 ) -> Iterator[list[int]]:
     """Batches of sentences of equal length, the shortest first, as their numbers.
 
@@ -24,12 +27,13 @@ def equal_length_batches(
         lengths: of the sentences, in tokens.
         alone: one sentence a batch.
         tokens_per_batch: at most so many, but one sentence at least.
+        rows: at most so many sentences, in place of `tokens_per_batch`.
     """
     groups = defaultdict(list)
     for number, length in enumerate(lengths):
         groups[length].append(number)
     for length, numbers in sorted(groups.items()):
-        size = 1 if alone else max(1, tokens_per_batch // max(1, length))
+        size = 1 if alone else rows or max(1, tokens_per_batch // max(1, length))
         for start in range(0, len(numbers), size):
             yield numbers[start : start + size]
 

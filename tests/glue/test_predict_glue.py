@@ -90,6 +90,22 @@ def test_rows_come_in_the_order_of_the_input(models, short_pairs, tmp_path):
         assert row[:2] == [str(i), label] and float(row[2]) == pytest.approx(probability, abs=1e-4)
 
 
+def test_rows_do_not_depend_on_each_other(models, glue_dir, monkeypatch):
+    """Nothing is padded, and a row has the result that it has alone."""
+    predicting = Predictor(models["QNLI"], "checkpoint_best.pt", 8, cpu=True)
+    examples = list(read_examples(BY_NAME["QNLI"], "valid", glue_dir / "QNLI" / "dev.tsv"))
+    alone = np.concatenate([predicting.outputs([example]) for example in examples])
+    forward, widths = Predictor._forward, []
+
+    def watched(self, batch):
+        widths.append(batch["net_input"]["src_lengths"].tolist())
+        return forward(self, batch)
+
+    monkeypatch.setattr(Predictor, "_forward", watched)
+    np.testing.assert_allclose(predicting.outputs(examples), alone, rtol=0, atol=1e-6)
+    assert all(len(set(lengths)) == 1 for lengths in widths) and max(map(len, widths)) > 1
+
+
 def test_labelled_rows_give_the_metrics_of_the_training(models, glue_dir, tmp_path, capsys):
     entries = [json.loads(line) for line in (models["QNLI"] / "dev_metrics.jsonl").read_text().splitlines()]
     arguments = (models["QNLI"], glue_dir / "QNLI" / "dev.tsv", tmp_path / "out.tsv", "--split", "valid")
