@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+handed_down: dict[str, object] = {}  # what this process lets those that it starts know: they find it here, too
+
 _PR_SET_PDEATHSIG = 1  # of Linux' <sys/prctl.h>
 
 
@@ -48,11 +50,12 @@ def plugin_first(process: multiprocessing.process.BaseProcess) -> tuple:
 
     The plugin is imported by that, and whatever the process is given comes after it: fairseq's data sets, too.
     """
-    _, kind, attributes, *_ = object.__reduce_ex__(process, 2)
-    return _empty_process, kind, attributes
+    _, (kind,), attributes, *_ = object.__reduce_ex__(process, 2)
+    return _empty_process, (kind, handed_down), attributes
 
 
-def _empty_process(kind: type) -> multiprocessing.process.BaseProcess:
+def _empty_process(kind: type, from_parent: dict[str, object]) -> multiprocessing.process.BaseProcess:
+    handed_down.update(from_parent)
     return kind.__new__(kind)
 
 

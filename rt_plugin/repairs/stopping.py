@@ -8,8 +8,8 @@ import atexit
 import contextlib
 import functools
 import logging
-import mmap
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -26,10 +26,12 @@ from fairseq.trainer import Trainer
 from torch.utils.data._utils import signal_handling
 
 from rt_plugin.console.commands import STOPPED, STOPPING_SIGNALS
+from rt_plugin.console.processes import handed_down
 from rt_plugin.repairs.registry import Patches, repair
 
 logger = logging.getLogger(__name__)
 
+LEAVING = "a training is being left"  # in what is handed down to workers
 OWED_VALIDATION = "validation_owed"  # in a checkpoint that a validation was due of when training stopped
 
 
@@ -47,7 +49,7 @@ class _Training:
         self.batches = None  # fairseq's iterator of the epoch under way
         self.saved_update: int | None = None
         self.owes_validation = False
-        self.leaving = mmap.mmap(-1, 1)  # shared with the workers that read data, which are forked
+        self.leaving = multiprocessing.RawValue("b", 0)  # 1 at the end of this process; shared with workers
 
     def shall_stop(self) -> bool:
         trainer = self.trainer()
@@ -106,6 +108,8 @@ def _listen(patches: Patches) -> None:
         training = _training
         training.trainer = weakref.ref(trainer)
         extra_state, batches = load_checkpoint(cfg, trainer, **kwargs)
+        if trainer.cfg.dataset.num_workers:
+            _start_fork_server()
         training.saved_update = trainer.get_num_updates()
         training.owes_validation = bool(extra_state and trainer.get_num_updates() and extra_state.get(OWED_VALIDATION))
         return extra_state, batches
@@ -118,16 +122,39 @@ def _listen(patches: Patches) -> None:
 def _listening() -> Iterator[_Training]:
     global _training
     before, _training = _training, _Training()
-    atexit.register(_training.leaving.__setitem__, 0, 1)  # before multiprocessing ends what is left of its processes
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.signal(number, _note) for number in STOPPING_SIGNALS}
+    atexit.register(setattr, _training.leaving, "value", 1)  # before multiprocessing ends what is left of its processes
+    handed_down[LEAVING] = _training.leaving
     try:
-        yield _training
+        with _handling(_note):
+            yield _training
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         _training = before
+        handed_down[LEAVING] = before.leaving if before else None
+
+
+@contextlib.contextmanager
+def _handling(handler) -> Iterator[None]:
+    """Let a handler have the signals that stop a training, in the thread that may say so."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handler) for number in STOPPING_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _start_fork_server() -> None:
+    """Where workers come from a server (the default from Python 3.14 on), let it ignore the signals.
+
+    So do its workers then, which need seconds to import what they work with, until they know what to do.
+    """
+    if (
+        multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    ) == "forkserver":
+        with _handling(signal.SIG_IGN):
+            multiprocessing.forkserver.ensure_running()
 
 
 def _note(number: int, frame) -> None:
@@ -261,13 +288,14 @@ def workers_that_are_told_to_stop(patches: Patches) -> None:
 
     def set_handlers_of_training():
         set_handlers()
-        if _training is not None:  # in workers that are forked
+        if handed_down.get(LEAVING) is not None:
             for number in STOPPING_SIGNALS:
                 signal.signal(number, _end_with_training)
+            _end_with_training()  # it may have been told before it could listen
 
     patches.set(signal_handling, "_set_worker_signal_handlers", set_handlers_of_training)
 
 
-def _end_with_training(number: int, frame) -> None:
-    if _training.leaving[0]:
+def _end_with_training(*_) -> None:
+    if handed_down[LEAVING].value:
         os._exit(0)

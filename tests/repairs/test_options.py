@@ -14,6 +14,7 @@ from rt_plugin import UserError
 from rt_plugin.corpus import prepare
 from rt_plugin.glue import finetune
 from rt_plugin.pretrain import launch
+from warm import command_words
 
 BAD = [
     (("--lr", "-1"), "--lr -1: expected a number above 0"),
@@ -155,7 +156,7 @@ def test_ctrl_c_is_one_line(data_bin, tmp_path):
         "9999",
     )
     process = subprocess.Popen(
-        [Path(sys.executable).parent / words[0], *map(str, words[1:])],
+        command_words(*words),
         cwd=REPOSITORY, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background have it ignored
     )  # fmt: skip

@@ -1,10 +1,12 @@
 """SIGTERM and SIGUSR1: training saves and stops, all processes after one update, and goes on as if undisturbed."""
 
 import argparse
+import contextlib
 import gc
 import itertools
 import json
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import shutil
 import signal
@@ -193,7 +195,8 @@ def test_without_the_repair_training_ends_at_once(train, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.pt"))
 
 
-def test_workers_that_are_told_to_stop(train, tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_that_are_told_to_stop(method, train, tmp_path, monkeypatch):
     """A signal to all processes of a job reaches the processes that read data, too; without them nothing can go on."""
     options = ("--num-workers", "1", "--disable-validation", "--max-update", "4", "--data-buffer-size", "0")
 
@@ -202,18 +205,36 @@ def test_workers_that_are_told_to_stop(train, tmp_path, monkeypatch):
             original = Trainer.train_step
 
             def signal_workers(self, *args, **kwargs):
-                workers = multiprocessing.active_children()
+                workers = [worker.pid for worker in multiprocessing.active_children()]
                 assert workers
-                for worker in workers:
-                    os.kill(worker.pid, signal.SIGTERM)
+                for process in [*workers, *([FORK_SERVER._forkserver_pid] if method == "forkserver" else [])]:
+                    os.kill(process, signal.SIGTERM)
                 return original(self, *args, **kwargs)
 
             patch.setattr(Trainer, "train_step", signal_workers)
             return train(folder, *options)
 
-    assert train_with_signalled_workers(tmp_path / "with") == (0, [1, 2, 3, 4], [])
-    with registry.without("workers_that_are_told_to_stop"), pytest.raises(RuntimeError, match="DataLoader worker"):
-        train_with_signalled_workers(tmp_path / "without")
+    with started_by(method):
+        assert train_with_signalled_workers(tmp_path / "with") == (0, [1, 2, 3, 4], [])
+        if method == "fork":  # what starts from nothing has all repairs
+            with registry.without("workers_that_are_told_to_stop"), pytest.raises(RuntimeError, match="DataLoader wor"):
+                train_with_signalled_workers(tmp_path / "without")
+
+
+FORK_SERVER = multiprocessing.forkserver._forkserver
+
+
+@contextlib.contextmanager
+def started_by(method):
+    """Start processes in another way than this Python's own; a fork server is a new one, which ends with the block."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    FORK_SERVER._stop()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        yield
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+        FORK_SERVER._stop()
 
 
 def test_a_training_that_starts_elsewhere_is_listened_to(tmp_path):
