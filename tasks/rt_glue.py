@@ -20,14 +20,15 @@ from rt_plugin.console.files import appending
 from rt_plugin.errors import UserError
 from rt_plugin.glue import prepared
 from rt_plugin.glue.dataset import GlueDataset
+from rt_plugin.glue.head import check_pooling, leave_out, task_before
+from rt_plugin.glue.layer_rates import layer_rates, mark
 from rt_plugin.glue.metrics import CollectedOutputs, evaluate
-from rt_plugin.glue.pooling import POOLINGS, PoolingHook
+from rt_plugin.glue.pooling import PAIR, POOLINGS, PoolingHook
 from rt_plugin.glue.results import METRICS_FILE, SCORE
 from rt_plugin.glue.specs import LOWER_IS_BETTER, METRICS, GlueTask
 from rt_plugin.model_folder.checkpoint import (
     check_token_ids,
     checkpoint_positions,
-    read_checkpoint,
     starting_checkpoint,
 )
 from rt_plugin.model_folder.companions import WithCompanions
@@ -86,7 +87,15 @@ class RtGlueConfig(FairseqDataclass):
         default=POOLINGS[0],
         metadata={
             "help": "what the classification head reads: first (the first position), mean or max (of all that are no "
-            "padding, <s> and </s> among them); stays with the model",
+            "padding, <s> and </s> among them), or pair (u, v, |u-v|, u*v of the means over two texts); stays with the "
+            "model",
+        },
+    )
+    layer_lr_decay: float = field(
+        default=1.0,
+        metadata={
+            "help": "learning rate of a layer as a share of that of the layer above; the head, on top, has the full "
+            "rate, the embeddings the lowest (1: one rate for all; 0.8 is usual)"
         },
     )
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
@@ -151,6 +160,8 @@ class RtGlueTask(WithCompanions, FairseqTask):
                 Tokenizer.load(folder).check_dictionary(dictionary.symbols, str(dictionary_path))
         dictionary.add_symbol("<mask>")
         glue_task = prepared.task_of(folder, cfg.glue_task, cfg.num_classes, cfg.regression_target)
+        if cfg.pooling == PAIR and len(glue_task.texts) == 1:
+            raise UserError(f"--pooling {PAIR} is for pairs of texts, and {glue_task.name} has one; use --pooling mean")
         labels = None if glue_task.is_regression else prepared.load_labels(label_path, glue_task)
         logger.info("task %s, %d symbols, classes: %s", glue_task.name, len(dictionary), glue_task.labels or "score")
         return cls(cfg, glue_task, dictionary, labels)
@@ -178,22 +189,36 @@ class RtGlueTask(WithCompanions, FairseqTask):
 
         Raises:
             UserError: --max-positions is more than that checkpoint has, its token ids are not those of the data, or its
-                head was trained with another --pooling.
+                head was trained on this task with another --pooling.
         """
         start = None if from_checkpoint else self._starting_checkpoint()
+        head = self.cfg.classification_head_name
+        before = None if start is None else task_before(start, self.cfg.save_dir)
+        is_another = before not in (None, self.glue_task.name)
         if start is not None:
             check_token_ids(self.dictionary, Path(self.cfg.data), start)
-            check_pooling(self.cfg, start)
+            if not is_another:
+                check_pooling(start, head, self.cfg.pooling)
         positions = self._model_positions(cfg, from_checkpoint)
         self._positions = min(self.cfg.max_positions or positions, positions)
         with open_dict(cfg) if OmegaConf.is_config(cfg) else contextlib.nullcontext():
             cfg.max_positions = positions
         model = super().build_model(cfg, from_checkpoint)
-        head = self.cfg.classification_head_name
         model.register_classification_head(head, num_classes=self.num_classes)
         if self.cfg.pooling != POOLINGS[0]:
-            PoolingHook(model, head, str(self.cfg.pooling), self.dictionary.pad())
+            PoolingHook(model, head, str(self.cfg.pooling), self.dictionary.pad(), self.dictionary.eos())
+        if is_another:
+            logger.info(
+                "%s was fine-tuned on %s: its head is left out, %s gets a new one", start, before, self.glue_task.name
+            )
+            leave_out(model, head)
+        if self.cfg.layer_lr_decay != 1:
+            mark(model, self.cfg.layer_lr_decay)
         return model
+
+    def optimizer_step(self, optimizer, model, update_num):
+        with contextlib.nullcontext() if self.cfg.layer_lr_decay == 1 else layer_rates(optimizer):
+            super().optimizer_step(optimizer, model, update_num)
 
     def _starting_checkpoint(self) -> str | None:
         cfg = self.cfg
@@ -339,8 +364,8 @@ def check_options(cfg: RtGlueConfig) -> None:
     """Refuse options that cannot be meant.
 
     Raises:
-        UserError: --max-positions leaves no room for a pair; --group-by-length is negative; or the checkpoint with the
-            lowest score would be kept as the best, which fairseq does without a word.
+        UserError: --max-positions leaves no room for a pair; --group-by-length is negative; --layer-lr-decay is no
+            share; or the checkpoint with the lowest score would be kept as the best, which fairseq does without a word.
     """
     if cfg.max_positions is not None and cfg.max_positions < SMALLEST_MAX_POSITIONS:
         raise UserError(
@@ -351,30 +376,13 @@ def check_options(cfg: RtGlueConfig) -> None:
         raise UserError(
             f"--group-by-length is {cfg.group_by_length}, expected a number of rows, or 0 for random batches"
         )
+    if not 0 < cfg.layer_lr_decay <= 1:
+        raise UserError(
+            f"--layer-lr-decay is {cfg.layer_lr_decay:g}, expected more than 0 and at most 1 (one rate for all layers)"
+        )
     higher_is_better = {SCORE, *METRICS} - LOWER_IS_BETTER
     if cfg.best_checkpoint_metric in higher_is_better and not cfg.maximize_best_checkpoint_metric:
         raise UserError(
             f"--best-checkpoint-metric {cfg.best_checkpoint_metric} without --maximize-best-checkpoint-metric would "
             "keep the worst checkpoint; add that option"
-        )
-
-
-def check_pooling(cfg: RtGlueConfig, checkpoint: str) -> None:
-    """Refuse to go on with a head that was trained on another vector: its weights fit, but mean something else.
-
-    Raises:
-        UserError: it is one. A checkpoint without such a head, or one that cannot be read, is left to fairseq.
-    """
-    try:
-        stored = read_checkpoint(checkpoint)
-    except UserError:
-        return  # loading it will say more
-    if not any(name.startswith(f"classification_heads.{cfg.classification_head_name}.") for name in stored["model"]):
-        return
-    task = (stored.get("cfg") or {}).get("task") or {}
-    there = (task if isinstance(task, dict) else vars(task)).get("pooling", POOLINGS[0])
-    if there != cfg.pooling:
-        raise UserError(
-            f"{checkpoint} was fine-tuned with --pooling {there}, this run has {cfg.pooling}; add --pooling {there}, "
-            "or train a head of another name with --classification-head-name"
         )

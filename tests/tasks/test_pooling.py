@@ -1,5 +1,7 @@
 """--pooling of rt_glue: what the head reads, that padding changes nothing, and that it stays with the model."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -41,10 +43,22 @@ def max_model(glue_dir, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def pair_model(glue_dir, pretrained, tmp_path_factory):
+    """A recurrent_roberta fine-tuned with --pooling pair."""
+    folder = tmp_path_factory.mktemp("pair")
+    start = ("--arch", "recurrent_roberta_tiny", "--finetune-from-model", pretrained / "checkpoint_best.pt")
+    finetune(glue_dir / "out" / "STS-B", folder, *start, "--pooling", "pair")
+    return folder
+
+
 def by_definition(hub, ids, pooling):
     """The head's logits for one text without padding, from fairseq's own head on the vector that the option names."""
     hidden = hub.extract_features(ids)[0]
-    vector = hidden.mean(dim=0) if pooling == "mean" else hidden.max(dim=0).values
+    return logits_of(hub, hidden.mean(dim=0) if pooling == "mean" else hidden.max(dim=0).values)
+
+
+def logits_of(hub, vector):
     head = hub.model.classification_heads[HEAD]
     return head.out_proj(torch.tanh(head.dense(vector)))
 
@@ -62,6 +76,39 @@ def test_the_head_reads_the_pooled_vector_and_padding_changes_nothing(pooling, r
         row[: len(i)] = i
     torch.testing.assert_close(hub.predict(HEAD, padded, return_logits=True), alone, rtol=1e-4, atol=1e-5)
     assert (alone[0] - alone[1]).abs().max() > 1e-6  # or all would be equal to anything
+
+
+def test_the_head_reads_both_texts_of_a_pair(pair_model, tmp_path):
+    """Of texts of different length, with padding and without, and after an export."""
+    hub = RecurrentRobertaModel.from_pretrained(str(pair_model))
+    pairs = [TEXTS, TEXTS[::-1], ("The river?", "The old town.")]
+    ids = [hub.encode(*pair) for pair in pairs]
+    alone = torch.cat([hub.predict(HEAD, i, return_logits=True) for i in ids])
+    for pair, tokens, found in zip(pairs, ids, alone, strict=True):
+        hidden, length = hub.extract_features(tokens)[0], len(hub.encode(pair[0]))
+        u, v = hidden[:length].mean(dim=0), hidden[length:].mean(dim=0)
+        torch.testing.assert_close(found, logits_of(hub, torch.cat([u, v, (u - v).abs(), u * v])))
+    padded = torch.full((3, max(map(len, ids)) + 2), hub.task.source_dictionary.pad())
+    for row, tokens in zip(padded, ids, strict=True):
+        row[: len(tokens)] = tokens
+    torch.testing.assert_close(hub.predict(HEAD, padded, return_logits=True), alone, rtol=1e-4, atol=1e-5)
+    assert alone.std() > 1e-6  # or all would be equal to anything
+    assert export.main([str(pair_model), str(tmp_path / "out"), "--precision", "float32"]) == 0
+    exported = RecurrentRobertaModel.from_pretrained(str(tmp_path / "out"))
+    assert torch.equal(exported.predict(HEAD, ids[0], return_logits=True), alone[:1])
+
+
+def test_pairs_need_two_texts(pair_model, glue_dir, tmp_path):
+    hub = RecurrentRobertaModel.from_pretrained(str(pair_model))
+    with pytest.raises(UserError, match="--pooling pair: found a single text, expected two"):
+        hub.predict(HEAD, hub.encode(TEXTS[0]))
+    shutil.copytree(glue_dir / "out" / "STS-B", tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "input1")
+    (tmp_path / "data" / "glue.json").write_text('{"task": "CoLA"}')
+    error = user_error(
+        finetune(tmp_path / "data", tmp_path / "out", "--arch", "roberta_tiny", "--pooling", "pair", ok=False)
+    )
+    assert error.endswith("--pooling pair is for pairs of texts, and CoLA has one; use --pooling mean")
 
 
 def test_it_stays_with_an_exported_model(mean_model, tmp_path):

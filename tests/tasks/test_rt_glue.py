@@ -389,6 +389,11 @@ class TestBadInput:
         with pytest.raises(UserError, match="--group-by-length is -1, expected a number of rows"):
             task_for(qnli, group_by_length=-1)
 
+    @pytest.mark.parametrize("decay", [0.0, 1.1, -0.5, math.nan])
+    def test_a_decay_of_rates_that_is_no_share(self, qnli, decay):
+        with pytest.raises(UserError, match=f"--layer-lr-decay is {decay:g}, expected more than 0 and at most 1"):
+            task_for(qnli, layer_lr_decay=decay)
+
     def test_more_positions_than_the_checkpoint_has(self, qnli, pretrained):
         task = task_for(qnli, max_positions=64, finetune_from_model=str(pretrained / "checkpoint_best.pt"))
         with pytest.raises(

@@ -1,0 +1,61 @@
+"""What becomes of the classification head that the checkpoint has which a fine-tuning starts from."""
+
+from pathlib import Path
+
+from torch import nn
+
+from rt_plugin.errors import UserError
+from rt_plugin.glue.pooling import POOLINGS
+from rt_plugin.glue.prepared import read_glue_file
+from rt_plugin.model_folder.checkpoint import read_checkpoint
+
+
+def task_before(checkpoint: str, save_dir: str) -> str | None:
+    """The task that a checkpoint was fine-tuned on before, or None where its folder does not tell.
+
+    Args:
+        checkpoint: that the training starts from.
+        save_dir: of the training; a checkpoint there is its own.
+    """
+    folder = Path(checkpoint).parent
+    if folder.resolve() == Path(save_dir).resolve():
+        return None
+    found = read_glue_file(folder)
+    return found["task"] if found else None
+
+
+def leave_out(model: nn.Module, head: str) -> None:
+    """Have the next loading of weights leave the model's head as it is, whatever head comes with them."""
+    module = model.classification_heads[head]
+
+    def keep_own(module, weights, prefix, *_):
+        weights.update({f"{prefix}{name}": value for name, value in module.state_dict().items()})
+        handle.remove()
+
+    handle = module.register_load_state_dict_pre_hook(keep_own)
+
+
+def check_pooling(checkpoint: str, head: str, pooling: str) -> None:
+    """Refuse to go on with a head that was trained on another vector: its weights fit, but mean something else.
+
+    Args:
+        checkpoint: that the training starts from.
+        head: name of the head.
+        pooling: of the training.
+
+    Raises:
+        UserError: it is one. A checkpoint without such a head, or one that cannot be read, is left to fairseq.
+    """
+    try:
+        stored = read_checkpoint(checkpoint)
+    except UserError:
+        return  # loading it will say more
+    if not any(name.startswith(f"classification_heads.{head}.") for name in stored["model"]):
+        return
+    task = (stored.get("cfg") or {}).get("task") or {}
+    there = (task if isinstance(task, dict) else vars(task)).get("pooling", POOLINGS[0])
+    if there != pooling:
+        raise UserError(
+            f"{checkpoint} was fine-tuned with --pooling {there}, this run has {pooling}; add --pooling {there}, "
+            "or train a head of another name with --classification-head-name"
+        )
