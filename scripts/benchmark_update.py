@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from benchmark_op import Stopwatch, add_clock, describe, interleaved, keep_freed_memory, print_table, write_csv
 
+import checkout
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fairseq.optim.adam import Adam
 
@@ -100,7 +102,7 @@ def measure(args, size: str, layout: str, machine: str) -> list[dict]:
 
 
 def parse(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = checkout.parser(__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--sizes", default="tiny,mini", help="comma-separated (default: tiny,mini)")
     parser.add_argument("--vocabulary", type=int, default=16000, help="pieces (default: 16000)")

@@ -206,6 +206,7 @@ def fork_server() -> multiprocessing.context.BaseContext:
     context.set_forkserver_preload(_IMPORTED_BEFORE_FORKING)
     before = dict(os.environ)
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # else importing numpy starts threads
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # fairseq imports pyarrow where it is there
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin slow down the runs beside them
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # before Python 3.12 the server has its own path
     try:
