@@ -216,7 +216,6 @@ def can_use_cuda() -> bool:
 ext_modules = operations()
 setup(
     packages=[*find_packages(include=["rt_plugin", "rt_plugin.*"]), "rt_plugin.tasks", "rt_plugin.criterions"],
-    package_data={"rt_plugin.replicate": ["plans/*.json"]},
     package_dir={"rt_plugin.tasks": "tasks", "rt_plugin.criterions": "criterions"},
     ext_modules=ext_modules,
     cmdclass={"build_ext": BuildOperations},

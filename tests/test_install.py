@@ -166,9 +166,22 @@ def test_sdist_holds_all_that_its_tests_need(tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=clone, env=environment, check=True, capture_output=True)
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
+        archive.extractall(tmp_path / "unpacked", filter="data")
     assert {
         str(path.relative_to(clone)) for path in clone.rglob("*") if path.is_file() and "egg-info" not in str(path)
     } - held == set()
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    sample = ("tests/test_architecture.py", "tests/test_reference.py", "tests/text", "tests/repairs/test_registry.py")
+    for arguments in (("--collect-only",), sample):
+        result = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+            cwd=unpacked,
+            env={**os.environ, "PYTHONPATH": str(unpacked), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
 
 
 def test_editable_install_without_a_compiler(sources, tmp_path):

@@ -5,9 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 from importlib import metadata
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from conftest import ENVIRONMENT, REPOSITORY, SAMPLE
 from rt_plugin.__main__ import VERBS, main
@@ -19,14 +22,17 @@ SCRIPTS = REPOSITORY / "scripts"
 NEED_NO_FAIRSEQ = {
     *("backends", "train-tokenizer", "encode-text", "plot", "report-glue", "glue-baselines", "replicate-report")
 }
-# Hides fairseq, runs what standard input tells, and prints status and standard error of each.
-HIDDEN = """
-import contextlib, io, json, sys
+HIDE = """
+import sys
 class NoFairseq:
     def find_spec(name, path=None, target=None):
         if name.partition(".")[0] == "fairseq":
             raise ModuleNotFoundError("No module named 'fairseq'", name=name)
 sys.meta_path.insert(0, NoFairseq)
+"""
+# Runs what standard input tells, and prints status and standard error of each.
+RUN = """
+import contextlib, io, json, sys
 from rt_plugin.__main__ import main
 results = []
 for argv in json.load(sys.stdin):
@@ -78,12 +84,11 @@ def assert_one_line(verb, status, error):
     assert last == f"rt-plugin {verb}: error: {requirements.missing('fairseq')}", error[-2000:]
 
 
-def test_every_verb_that_needs_fairseq_names_the_command_that_installs_it(needing):
-    assert set(needing) | NEED_NO_FAIRSEQ == set(VERBS)
+def assert_all_name_the_command(needing, python, code, cwd):
     result = subprocess.run(
-        [sys.executable, "-c", HIDDEN],
+        [python, "-c", code],
         input=json.dumps(list(needing.values())),
-        cwd=REPOSITORY,
+        cwd=cwd,
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -92,6 +97,78 @@ def test_every_verb_that_needs_fairseq_names_the_command_that_installs_it(needin
     assert result.returncode == 0, result.stderr
     for verb, (status, error) in zip(needing, json.loads(result.stdout.splitlines()[-1]), strict=True):
         assert_one_line(verb, status, error)
+
+
+def test_every_verb_that_needs_fairseq_names_the_command_that_installs_it(needing):
+    assert set(needing) | NEED_NO_FAIRSEQ == set(VERBS)
+    assert_all_name_the_command(needing, sys.executable, HIDE + RUN, REPOSITORY)
+
+
+@pytest.fixture
+def plain_install(tmp_path):
+    """The programs' folder of an environment with what `pip install rt-plugin` brings; it is linked from this one."""
+    sources = tmp_path / "sources"  # setuptools writes into the folder it builds from
+    for name in ("rt_plugin", "tasks", "criterions"):
+        shutil.copytree(REPOSITORY / name, sources / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, sources)
+    venv.create(tmp_path / "plain", symlinks=True)
+    python = tmp_path / "plain" / "bin" / "python"
+    where = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site = Path(subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip())
+    for path in files_of(required_by("rt-plugin")):
+        (site / path.name).symlink_to(path)
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    wheel = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        tmp_path,
+        sources,
+    ]
+    subprocess.run(wheel, check=True, env={**ENVIRONMENT, "RT_BUILD_CPU": "0", "RT_BUILD_CUDA": "0"}, timeout=600)
+    subprocess.run([*pip, next(tmp_path.glob("*.whl"))], check=True, timeout=600)
+    return python.parent
+
+
+def required_by(name, found=()):
+    """The distributions that one of this environment brings with it, without its extras."""
+    found = set(found)
+    for requirement in map(Requirement, metadata.requires(name) or ()):
+        if requirement.name not in found and (not requirement.marker or requirement.marker.evaluate({"extra": ""})):
+            found |= {requirement.name} | required_by(requirement.name, {*found, requirement.name})
+    return found
+
+
+def files_of(distributions):
+    """What lies in site-packages of them: packages, modules, metadata."""
+    tops = set()
+    for name in distributions:
+        distribution = metadata.distribution(name)
+        tops |= {Path(distribution.locate_file(file.parts[0])) for file in distribution.files if file.parts[0] != ".."}
+    return sorted(path for path in tops if path.name != "__pycache__" and path.suffix != ".pth")
+
+
+@pytest.mark.slow
+def test_an_environment_without_fairseq(plain_install, needing, tmp_path):
+    """A real one, in which nothing is hidden: whatever else is imported and not required is missing, too."""
+    python = plain_install / "python"
+    absent = [python, "-c", "import importlib.util as u; assert u.find_spec('torch') and not u.find_spec('fairseq')"]
+    subprocess.run(absent, check=True)
+    for words in ([], *([verb] for verb in VERBS)):
+        for option in ("--help", "--version"):
+            command = [plain_install / "rt-plugin", *words, option]
+            result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+            assert result.returncode == 0 and result.stdout and not result.stderr, (command, result.stderr)
+    command = [plain_install / "rt-plugin", *needing["fairseq"]]
+    result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert_one_line("fairseq", result.returncode, result.stderr)
+    assert_all_name_the_command(needing, python, RUN, tmp_path)
 
 
 def test_the_command_installs_the_version_that_everything_else_names():
