@@ -40,6 +40,7 @@ def signals_raise(monkeypatch):
     def fail(number, frame):
         raise SignalCame(number)
 
+    stopping._to_the_end.close()  # of trainings that other tests began in this process without an end
     before = {number: signal.signal(number, fail) for number in STOPPING_SIGNALS}
     yield
     assert all(signal.getsignal(number) is fail for number in STOPPING_SIGNALS), "a training listens no more at its end"
