@@ -50,6 +50,7 @@ class About:
         pairs: (phenomenon, accuracy in per cent) and how they were measured, or None.
         examples: sentences with masks.
         command: of the training; "" where it is not known.
+        precision: of the weights in the file.
         digests: of the exported folder's files, the weights first: name -> SHA-256.
     """
 
@@ -60,6 +61,7 @@ class About:
     pairs: tuple[list[tuple[str, str]], str] | None
     examples: Sequence[str]
     command: str = ""
+    precision: str = ""
     digests: dict[str, str] = field(default_factory=dict)
 
 
@@ -150,9 +152,10 @@ def write(about: About, state: dict, folder: Path, form: str, source: Path) -> s
     weights = next(iter(about.digests))
     loaded = source if form in ("huggingface", "onnx") else folder / weights
     model = from_pretrained(str(loaded.parent), loaded.name) if TOKENIZER_FILE in about.digests else None
+    size = (folder / weights).stat().st_size
     parts = [
         _head(about, state, is_masked_lm, {"huggingface": "transformers", "onnx": "onnx"}.get(form, "fairseq")),
-        f"# {name}\n\n{_what(cfg)}\n\n{_table(state, (folder / weights).stat().st_size, about.digests[weights])}",
+        f"# {name}\n\n{_what(cfg)}\n\n{_table(state, size, about.digests[weights], about.precision)}",
         _use(name, is_masked_lm, form),
         _filled(about, model) if is_masked_lm and model else "",
         _minimal_pairs(about),
@@ -188,14 +191,13 @@ def _what(cfg: dict) -> str:
     )
 
 
-def _table(state: dict, size: int, digest: str) -> str:
+def _table(state: dict, size: int, digest: str, precision: str) -> str:
     cfg = state["cfg"]
     model, optimization = cfg["model"], cfg["optimization"]
     metric, value = cfg["checkpoint"]["best_checkpoint_metric"], state["extra_state"].get("val_loss")
     in_bits = (_get(cfg["task"], "_name"), metric) == ("rt_masked_lm", "loss")
     options = [f"{key}: {_get(model, key)}" for key in ("recurrence_direction", "recurrence_step_size")]
     rate = optimization["lr"][0] if isinstance(optimization["lr"], (list, tuple)) else optimization["lr"]
-    precision = next(str(w.dtype).split(".")[1] for w in state["model"].values() if w.is_floating_point())
     rows = {
         "architecture": f"`{_get(model, 'arch') or _get(model, '_name')}`",
         "options": ", ".join(option.replace("recurrence_", "") for option in options if "None" not in option),

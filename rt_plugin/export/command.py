@@ -110,7 +110,7 @@ def export(args: argparse.Namespace) -> None:
     slim = {
         "args": None,
         "cfg": _without_absolute_paths(state["cfg"]),
-        "model": _tie(_cast(state["model"], getattr(torch, precision, torch.float32), source)),
+        "model": _tie(_cast(state["model"], getattr(torch, "float32" if precision == "int8" else precision), source)),
         "criterion": None,
         "task_state": state.get("task_state") or {},
         "optimizer_history": state["optimizer_history"][-1:],
@@ -120,6 +120,7 @@ def export(args: argparse.Namespace) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         forget(out, [*FORMATS[args.format], *BESIDE_CHECKPOINTS])  # until all is there again
+        about.precision = precision
         names = _write(args, {**slim, "command": about.command}, source, precision)
         there = [name for name in names if (out / name).is_file()]
         about.digests = {name: sha256(out / name) for name in there}

@@ -31,6 +31,7 @@ from rt_plugin.text.tokenizer import Tokenizer
 MODEL_FILE, TOKENIZER_CONFIGURATION_FILE, WEIGHTS_FILE = "config.json", "tokenizer_config.json", "model.safetensors"
 CODE = ("configuration_recurrent_roberta.py", "modeling_recurrent_roberta.py", "tokenization_recurrent_roberta.py")
 _TOKENIZER_FILES = (DICTIONARY_FILE, TOKENIZER_FILE, NORMALIZATION_FILE)
+_POOLINGS = ("first", "mean", "max")
 _HEADS = {"AutoModelForMaskedLM": "ForMaskedLM", "AutoModelForSequenceClassification": "ForSequenceClassification"}
 
 
@@ -147,11 +148,17 @@ def _head(weights: dict[str, torch.Tensor], task: dict, model: Path, source: Pat
     name = task.get("classification_head_name") or names[0]
     if names != [name]:
         raise UserError(f"{source}: has the heads {', '.join(names)}, expected one alone; use --format fairseq")
-    dense, output = (weights[f"classification_heads.{name}.{part}.weight"] for part in ("dense", "out_proj"))
-    if dense.shape[0] != dense.shape[1]:
+    dense, output = (weights.get(f"classification_heads.{name}.{part}.weight") for part in ("dense", "out_proj"))
+    if dense is None or output is None or dense.shape[0] != dense.shape[1]:
         raise UserError(
-            f"{source}: the head {name} is {dense.shape[0]} wide, the model {dense.shape[1]}, which no folder for "
+            f"{source}: the head {name} has other matrices than a square one and one of its width, which no folder for "
             "transformers can hold; use --format fairseq"
+        )
+    pooling = str(task.get("pooling") or "first")
+    if pooling not in _POOLINGS:
+        raise UserError(
+            f"{source}: was tuned with --pooling {pooling}; a folder for transformers can have {', '.join(_POOLINGS)}; "
+            "use --format fairseq"
         )
     labels_file, glue_file = model / LABEL_DICTIONARY_FILE, model / GLUE_FILE
     labels = None
@@ -161,7 +168,7 @@ def _head(weights: dict[str, torch.Tensor], task: dict, model: Path, source: Pat
     elif output.shape[0] > 1:
         labels = [f"LABEL_{i}" for i in range(output.shape[0])]
     glue = json.loads(glue_file.read_text(encoding="utf-8")) if glue_file.is_file() else None
-    return layout.Head(name, str(task.get("pooling") or "first"), labels, glue)
+    return layout.Head(name, pooling, labels, glue)
 
 
 def _classes(kind: str, head: layout.Head | None) -> dict:

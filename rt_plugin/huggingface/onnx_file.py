@@ -156,8 +156,9 @@ def _with_constant_matrices(content: bytes) -> bytes:
     model = onnx.load_from_string(content)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in [node for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in constants]:
-        order = next(tuple(attribute.ints) for attribute in node.attribute if attribute.name == "perm")
+        order = next((tuple(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), None)
         matrix = numpy_helper.to_array(constants[node.input[0]]).transpose(order)
         model.graph.initializer.append(numpy_helper.from_array(matrix.copy(), node.output[0]))
         model.graph.node.remove(node)
+    del model.graph.value_info[:]  # onnxruntime turns matrices round and keeps their old shapes
     return model.SerializeToString()

@@ -343,6 +343,13 @@ def test_without_safetensors(verb, committed, tmp_path, monkeypatch, capsys):
     assert line.startswith(f"rt-plugin {verb}: error: ") and "safetensors" in line and "pip install" in line
 
 
+def test_a_pooling_that_the_code_in_the_folder_lacks_is_refused(tmp_path, capsys):
+    model = write_model_folder(tmp_path / "model", "forward", labels=("yes", "no"), pooling="pair")
+    assert main(["export", str(model), str(tmp_path / "out"), "--format", "huggingface"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "was tuned with --pooling pair; a folder for transformers can have first, mean, max" in line
+
+
 def change(**values):
     def apply(folder):
         path = folder / "config.json"

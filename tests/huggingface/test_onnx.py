@@ -10,6 +10,7 @@ import torch
 from conftest import SAMPLE
 from model_folders import CHECKPOINTS, SHAPES, write_model_folder
 from rt_plugin.__main__ import main
+from rt_plugin.huggingface.onnx_file import quantised
 from rt_plugin.model import RecurrentRobertaModel
 
 LENGTHS = (1, 7, 128, 512)
@@ -85,8 +86,6 @@ def test_a_recurrence_is_one_scan_at_every_length(alternate):
 
 
 def test_int8_multiplies_in_eight_bits_and_stays_near(alternate, tmp_path):
-    from rt_plugin.huggingface.onnx_file import quantised
-
     model, folder = alternate
     (tmp_path / "model.onnx").write_bytes(quantised((folder / "model.onnx").read_bytes()))
     found = operators(tmp_path)
@@ -96,6 +95,23 @@ def test_int8_multiplies_in_eight_bits_and_stays_near(alternate, tmp_path):
     with torch.no_grad():
         known = ours.model(tokens)[0]
     assert (run(tmp_path, tokens) - known).abs().mean() < 0.1 * known.std()
+
+
+def test_int8_is_made_of_the_weights_as_they_are(tmp_path, monkeypatch):
+    """By the command, with another program in the place of torch.onnx and onnxruntime, which take their time."""
+    seen = {}
+
+    def write(state, source, model, out, precision, output):
+        seen.update({value.dtype: precision for value in state["model"].values()})
+        (out / "model.onnx").write_bytes(b"")
+        return ["model.onnx"]
+
+    monkeypatch.setattr("rt_plugin.huggingface.onnx_file.write_onnx", write)
+    model = write_model_folder(tmp_path / "model", "no recurrence")
+    folder = export(model, tmp_path / "out", "--precision", "int8")
+    assert seen == {torch.float32: "int8"}
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| file | int8, 0.0 MB |" in card and "library_name: onnx" in card
 
 
 @pytest.mark.slow
@@ -125,6 +141,8 @@ def test_classifiers(pooling, tmp_path):
     with torch.no_grad():
         known = ours.predict("sentence_classification_head", batch, return_logits=True)
     torch.testing.assert_close(run(folder, batch), known, rtol=1e-6, atol=1e-5)
+    (folder / "model.onnx").write_bytes(quantised((folder / "model.onnx").read_bytes()))
+    assert (run(folder, batch) - known).abs().max() < 0.2 * known.abs().max()
 
 
 @pytest.mark.slow
