@@ -1,0 +1,119 @@
+#!/usr/bin/env python
+"""The trials that options of fine-tuning are chosen by: recipes x models on a part held out of GLUE's train sets.
+
+Recipes are in the plan below, data and not code: one sweep of finetune-glue each; the same command goes on where
+it was stopped, and skips what is finished. After each sweep, CSV has the rows of all of them, with their recipe. In the
+end the table of docs/glue.md is printed: the last epoch's score, the mean over seeds and learning rates.
+
+Example:
+    rt-plugin prepare-glue runs/glue runs/held-out --hold-out 0.2 --model examples/checkpoints/roberta_mini
+    nice python scripts/finetuning_trials.py runs/held-out runs/trials docs/figures/finetuning_trials.csv
+"""
+
+import csv
+import sys
+from pathlib import Path
+from statistics import fmean
+
+import checkout
+from rt_plugin.console.files import replacing
+from rt_plugin.console.tables import markdown_table
+from rt_plugin.glue import finetune
+from rt_plugin.glue.results import CSV_FILE, UNDEFINED
+
+CHECKPOINTS = Path("examples/checkpoints")
+MODELS = ("recurrent_roberta_mini_alternate", "roberta_mini", "recurrent_roberta_mini")
+# recipe -> epochs, options of fairseq-train
+RECIPES = {
+    "pair": (2, ("--pooling", "pair")),
+    "mean": (2, ("--pooling", "mean")),
+    "first": (2, ("--pooling", "first")),
+    "max": (2, ("--pooling", "max")),
+    "pair-decay0.8": (2, ("--pooling", "pair", "--layer-lr-decay", "0.8")),
+    "mean-decay0.8": (2, ("--pooling", "mean", "--layer-lr-decay", "0.8")),
+    "pair-4epochs": (4, ("--pooling", "pair")),
+    "mean-4epochs": (4, ("--pooling", "mean")),
+}
+# task -> recipes, in the order in which they are run; single sentences have no pair
+PLAN = {
+    "STS-B": tuple(RECIPES),
+    "RTE": tuple(RECIPES),
+    "MRPC": tuple(RECIPES),
+    "CoLA": ("mean", "first", "max", "mean-decay0.8", "mean-4epochs"),
+    "SST-2": ("mean", "first", "max"),
+}
+COLUMNS = ("recipe", "model", "task", "lr", "seed", "epochs", "last_score", "best_score", "failed", "seconds")
+
+
+def run(data: Path, out: Path, task: str, recipe: str, model: str, rates: list[str], seeds: list[str]) -> int:
+    """One sweep; returns the exit status."""
+    epochs, options = RECIPES[recipe]
+    return finetune.main(
+        [
+            *(str(data), str(out / model / recipe), "--model", str(CHECKPOINTS / model), "--tasks", task),
+            *("--lr", *rates, "--seeds", *seeds, "--epochs", str(epochs), "--threads", "1", "--keep", "none"),
+            *("--", "--bf16", *options),
+        ]
+    )
+
+
+def write(out: Path, path: Path) -> None:
+    """All rows of all sweeps so far, in the order of the plan."""
+    rows = []
+    for recipe in RECIPES:
+        for model in MODELS:
+            results = out / model / recipe / CSV_FILE
+            if results.is_file():
+                with results.open(newline="") as file:
+                    rows += [{"recipe": recipe, **row} for row in csv.DictReader(file)]
+    rows.sort(key=lambda row: (list(PLAN).index(row["task"]), MODELS.index(row["model"])))
+    with replacing(path) as file:
+        lines = [COLUMNS, *([row[name] for name in COLUMNS] for row in rows)]
+        file.write("".join(",".join(line) + "\n" for line in lines).encode())
+
+
+def table(path: Path) -> str:
+    """Points of 100 on the held-out rows, a column a recipe that was tried."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    recipes = [name for name in RECIPES if any(row["recipe"] == name for row in rows)]
+    lines = []
+    for task, model in dict.fromkeys((row["task"], row["model"]) for row in rows):
+        cells = {name: [] for name in recipes}
+        for row in rows:
+            if (row["task"], row["model"]) == (task, model):
+                cells[row["recipe"]].append(row["last_score"])
+        lines.append((task, model, *map(cell, cells.values())))
+    return markdown_table(("task", "model", *recipes), lines, left=(0, 1))
+
+
+def cell(scores: list[str]) -> str:
+    """Of the table: the mean, `UNDEFINED` if one of the scores is, nothing without scores."""
+    if not scores or UNDEFINED in scores:
+        return UNDEFINED if scores else ""
+    return f"{100 * fmean(map(float, scores)):.1f}"
+
+
+def main() -> int:
+    parser = checkout.parser(__doc__)
+    parser.add_argument("data", metavar="DATA", type=Path, help="the OUT folder of rt-plugin prepare-glue --hold-out")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder for the sweeps")
+    parser.add_argument("csv", metavar="CSV", type=Path, help="file for all rows")
+    parser.add_argument("--tasks", nargs="+", choices=list(PLAN), default=list(PLAN), help="default: all")
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="default: all")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="default: %(default)s")
+    parser.add_argument("--lr", nargs="+", default=["3e-4"], help="default: %(default)s")
+    parser.add_argument("--seeds", nargs="+", default=["1"], help="default: %(default)s")
+    args = parser.parse_args()
+    for task in args.tasks:
+        for recipe in (name for name in PLAN[task] if name in args.recipes):
+            for model in args.models:
+                if status := run(args.data, args.out, task, recipe, model, args.lr, args.seeds):
+                    return status
+                write(args.out, args.csv)
+    print(table(args.csv))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

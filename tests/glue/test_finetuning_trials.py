@@ -1,0 +1,42 @@
+"""scripts/finetuning_trials.py: rows of several sweeps become one CSV file, and that the table of docs/glue.md."""
+
+import finetuning_trials
+
+from conftest import REPOSITORY
+from rt_plugin.glue.results import COLUMNS, write_csv
+
+
+def test_the_table_in_the_documentation_is_that_of_the_committed_rows():
+    documented = (REPOSITORY / "docs" / "glue.md").read_text(encoding="utf-8")
+    assert finetuning_trials.table(REPOSITORY / "docs" / "figures" / "finetuning_trials.csv") in documented
+
+
+def test_rows_of_all_sweeps_with_their_recipe(tmp_path):
+    row = dict.fromkeys(COLUMNS) | {"lr": 3e-4, "epochs": 2, "failed": 0, "seconds": 9.5}
+    for recipe, model, scores in (
+        ("mean", "roberta_mini", [0.5, 0.25]),
+        ("first", "roberta_mini", [float("nan"), 0.5]),
+        ("first", "recurrent_roberta_mini", [0.125]),
+    ):
+        rows = [
+            {**row, "model": model, "task": task, "seed": seed, "best_score": score, "last_score": score}
+            for task in ("RTE", "STS-B")
+            for seed, score in enumerate(scores)
+        ]
+        (tmp_path / model / recipe).mkdir(parents=True)
+        write_csv(tmp_path / model / recipe / "results.csv", rows)
+    finetuning_trials.write(tmp_path, tmp_path / "all.csv")
+    lines = (tmp_path / "all.csv").read_text().splitlines()
+    assert lines[1] == "mean,roberta_mini,STS-B,0.0003,0,2,0.5,0.5,0,9.5" and len(lines) == 1 + 10
+    table = [line.split("|")[1:-1] for line in finetuning_trials.table(tmp_path / "all.csv").splitlines()]
+    assert [[cell.strip() for cell in line] for line in table if "---" not in line[0]] == [
+        ["task", "model", "mean", "first"],
+        ["STS-B", "roberta_mini", "37.5", "undefined"],
+        ["STS-B", "recurrent_roberta_mini", "", "12.5"],
+        ["RTE", "roberta_mini", "37.5", "undefined"],
+        ["RTE", "recurrent_roberta_mini", "", "12.5"],
+    ]
+
+
+def test_the_plan_names_recipes_that_are_there():
+    assert {name for names in finetuning_trials.PLAN.values() for name in names} == set(finetuning_trials.RECIPES)
