@@ -72,7 +72,7 @@ def _scanned(x1, alpha, beta, step_size):
 
 def short_convolution(x1, weight, step_size):
     """c[i] = sum over j of weight[j] * x1[i - j k], with x1 (L, B, d') and weight (n, d')."""
-    length, reach = len(x1), (len(weight) - 1) * step_size
+    length, reach = x1.shape[0], (len(weight) - 1) * step_size  # len(x1) would be a constant of a graph
     padded = F.pad(x1, (0, 0, 0, 0, reach, 0))
     c = torch.zeros_like(x1)
     for j, w in enumerate(weight):

