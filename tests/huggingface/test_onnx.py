@@ -62,8 +62,8 @@ def check(ours, folder, lengths=LENGTHS):
     for tokens in (*(text_ids(ours, length) for length in lengths), batch):
         with torch.no_grad():
             known = ours.model(tokens)[0]
-        # 2.0e-5 was the largest seen over all shapes and lengths; PyTorch in float32 is nearly as far from float64
-        torch.testing.assert_close(run(folder, tokens)[tokens.ne(1)], known[tokens.ne(1)], rtol=1e-6, atol=3e-5)
+        # 3.7e-5 was the largest seen over all shapes and lengths, in a model of random weights with norms before
+        torch.testing.assert_close(run(folder, tokens)[tokens.ne(1)], known[tokens.ne(1)], rtol=1e-6, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
