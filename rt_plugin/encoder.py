@@ -50,20 +50,21 @@ class OneLookEncoder(TransformerEncoder):
         if mask is not None:
             x = x.masked_fill(mask.unsqueeze(-1), 0)
         x = x.transpose(0, 1)
-        states, results = [x], []
+        states, results = [x] if return_all_hiddens else [], []
         for layer in self.layers:
             output = layer(x, encoder_padding_mask=mask, **of_layers)
             x, result = output if isinstance(output, tuple) else (output, None)
-            states.append(x)
-            results.append(result)
+            if return_all_hiddens:  # else each would stay in memory to the end
+                states.append(x)
+                results.append(result)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         return {
             "encoder_out": [x],
             "encoder_padding_mask": [padding],
             "encoder_embedding": [embedding],
-            "encoder_states": states if return_all_hiddens else [],
-            "fc_results": results if return_all_hiddens else [],
+            "encoder_states": states,
+            "fc_results": results,
             "src_tokens": [],
             "src_lengths": [(~padding).sum(dim=1, dtype=torch.int32).unsqueeze(1)],
         }
