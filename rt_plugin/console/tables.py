@@ -1,6 +1,11 @@
-"""Tables for people, of cells that are text already."""
+"""Tables: for people, of cells that are text already, and as CSV files."""
 
-from collections.abc import Collection, Iterable, Sequence
+import csv
+import io
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from rt_plugin.console.files import replacing
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: Collection[int] = (0,)) -> str:
@@ -20,3 +25,25 @@ def _table(headings: Sequence[str], rows: list[Sequence[str]], left: Collection[
     sides = ["left" if i in left else "right" for i in range(len(headings))]
     table = tabulate(rows, tablefmt=form, disable_numparse=True, colalign=sides, **options)
     return "\n".join(line.rstrip() for line in table.splitlines())
+
+
+def write_csv(
+    path: Path, columns: Sequence[str], rows: Iterable[Mapping], cell: Callable[[object], object] | None = None
+) -> None:
+    """Write a CSV file, whole or not at all, with lines that end in a line feed.
+
+    Args:
+        columns: their names, in order.
+        rows: column -> value.
+        cell: what is written for a value (default: itself).
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(row if cell is None else {name: cell(value) for name, value in row.items()})
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())

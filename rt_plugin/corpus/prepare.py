@@ -55,7 +55,7 @@ from rt_plugin.text.normalization import NORMALIZATIONS, TextNormalizer
 from rt_plugin.text.raw import read_lines
 from rt_plugin.text.records import kind_of, read_document_lines
 from rt_plugin.text.tokenizer import Tokenizer
-from rt_plugin.text.train import MODEL_TYPES, train_sentencepiece
+from rt_plugin.text.train import add_training_options, train_sentencepiece
 
 MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "valid", "test")
@@ -152,14 +152,7 @@ def _add_tokenizer_arguments(group: argparse._ArgumentGroup) -> None:
         help="of text before the tokenizer (default: moses with --vocab-size, else what lies beside the tokenizer, "
         "else none)",
     )
-    group.add_argument("--language", default="en", help="for Moses' rules (default: %(default)s)")
-    group.add_argument("--model-type", choices=MODEL_TYPES, default="unigram", help="default: %(default)s")
-    group.add_argument(
-        "--max-sentences",
-        type=int,
-        default=5_000_000,
-        help="train the tokenizer on a random sample of this many lines, 0 for all (default: %(default)s)",
-    )
+    add_training_options(group)
 
 
 def _share(text: str) -> tuple[int, int]:

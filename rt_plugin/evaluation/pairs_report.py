@@ -1,7 +1,5 @@
 """Tables and a plot of how often models get minimal pairs right; several models side by side."""
 
-import csv
-import io
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +7,7 @@ from pathlib import Path
 
 from rt_plugin.console import figures
 from rt_plugin.console.files import replacing
-from rt_plugin.console.tables import markdown_table
+from rt_plugin.console.tables import markdown_table, write_csv
 from rt_plugin.evaluation.pairs import Accuracy, accuracy_of, mean_of, paired_difference
 
 FILES = ("report.md", "paradigms.csv", "phenomena.csv", "accuracy.png")
@@ -81,13 +79,7 @@ def write_report(runs: Sequence[Run], out: Path) -> str:
 
 def _write_csv(path: Path, run: Run, rows: Iterable[tuple[Iterable[tuple[str, str]], Accuracy]]) -> None:
     named = [{"model": run.model, "mask": run.mask, **dict(names), **asdict(accuracy)} for names, accuracy in rows]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(named[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in named:
-        writer.writerow({name: f"{v:.6f}" if isinstance(v, float) else v for name, v in row.items()})
-    with replacing(path) as file:
-        file.write(text.getvalue().encode())
+    write_csv(path, list(named[0]), named, lambda value: f"{value:.6f}" if isinstance(value, float) else value)
 
 
 def _markdown(runs: Sequence[Run]) -> str:

@@ -1,7 +1,5 @@
 """Tables and figures of what a recurrence has learned: parameters, gates, and how far back states remember."""
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from rt_plugin import hub
 from rt_plugin.console import figures
 from rt_plugin.console.files import replacing
 from rt_plugin.console.progress import track
-from rt_plugin.console.tables import markdown_table
+from rt_plugin.console.tables import markdown_table, write_csv
 from rt_plugin.errors import UserError
 from rt_plugin.evaluation.memory import CLOSED, QUANTILES, LayerMemory, measure
 from rt_plugin.modules import CONVOLUTION_WIDTH
@@ -110,24 +108,14 @@ def write_report(name: str, layers: Sequence[LayerMemory], tokens: int, out: Pat
         UserError: matplotlib is not installed.
         OSError: a file cannot be written.
     """
-    _write_csv(out / "memory.csv", list(memory_rows(layers)))
-    _write_csv(out / "parameters.csv", list(parameter_rows(layers)))
+    for file, rows in (("memory.csv", list(memory_rows(layers))), ("parameters.csv", list(parameter_rows(layers)))):
+        write_csv(out / file, list(rows[0]), rows, lambda value: f"{value:.6g}" if isinstance(value, float) else value)
     text = _markdown(name, layers, tokens)
     with replacing(out / "report.md") as file:
         file.write(text.encode())
     plot_memory(name, layers, out / "memory.png")
     plot_parameters(name, layers, out / "parameters.png")
     return text
-
-
-def _write_csv(path: Path, rows: Sequence[dict]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
-    with replacing(path) as file:
-        file.write(text.getvalue().encode())
 
 
 def _markdown(name: str, layers: Sequence[LayerMemory], tokens: int) -> str:

@@ -14,17 +14,15 @@ as a dotted line, and the report says where a model does not reach it.
 """
 
 import argparse
-import csv
-import io
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from rt_plugin.console import commands
 from rt_plugin.console.files import replacing
-from rt_plugin.console.tables import markdown_table
+from rt_plugin.console.tables import markdown_table, write_csv
 from rt_plugin.errors import UserError
 from rt_plugin.glue.plots import plot_boxes, plot_learning_rates
 from rt_plugin.glue.results import WHEN, read_csv
@@ -59,8 +57,8 @@ def write_report(results: Results, out: Path, floors: Results | None = None) -> 
     out.mkdir(parents=True, exist_ok=True)
     floors = floors or {}
     rows, between = table(results, floors), differences(results)
-    _write_csv(out / "table.csv", list(rows[0]), rows)
-    _write_csv(out / "differences.csv", [field.name for field in fields(Difference)], map(asdict, between))
+    write_csv(out / "table.csv", list(rows[0]), rows)
+    write_csv(out / "differences.csv", [field.name for field in fields(Difference)], map(asdict, between))
     text = _markdown(results, rows, between, floors)
     with replacing(out / "report.md") as file:
         file.write(text.encode())
@@ -68,15 +66,6 @@ def write_report(results: Results, out: Path, floors: Results | None = None) -> 
     plot_learning_rates(results, out / "learning_rates.png", lines)
     plot_boxes(results, out / "boxes.png", lines)
     return text
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with replacing(path) as file:
-        file.write(text.getvalue().encode())
 
 
 def _markdown(results: Results, rows: Sequence[dict], between: Sequence[Difference], floors: Results) -> str:

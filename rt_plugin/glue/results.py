@@ -10,7 +10,6 @@ Empty: the task has no such metric. "undefined": it has no value (a correlation 
 """
 
 import csv
-import io
 import json
 import math
 import re
@@ -18,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rt_plugin.console.files import replacing
+from rt_plugin.console import tables
 from rt_plugin.errors import UserError
 from rt_plugin.glue.specs import BY_NAME, METRICS, GlueTask, task_rank
 
@@ -125,13 +124,8 @@ def write_csv(path: Path, rows: Iterable[dict]) -> None:
 
     The file appears whole or not at all.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in sorted(rows, key=lambda r: (r["model"], task_rank(r["task"]), r["lr"] or 0.0, r["seed"])):
-        writer.writerow({name: UNDEFINED if _is_nan(value) else value for name, value in row.items()})
-    with replacing(path) as file:
-        file.write(text.getvalue().encode())
+    ordered = sorted(rows, key=lambda r: (r["model"], task_rank(r["task"]), r["lr"] or 0.0, r["seed"]))
+    tables.write_csv(path, COLUMNS, ordered, lambda value: UNDEFINED if _is_nan(value) else value)
 
 
 def _is_nan(value) -> bool:

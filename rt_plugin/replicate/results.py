@@ -10,13 +10,13 @@ steps.csv          seconds an update, measured side by side: arm, seconds; put t
 """
 
 import csv
-import io
 import json
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from rt_plugin.console import tables
 from rt_plugin.console.files import replacing, sha256
 from rt_plugin.errors import UserError
 from rt_plugin.replicate.plan import FINAL, Plan, Run, read_plan
@@ -40,13 +40,7 @@ _OF_A_RUN = ("arm", "learning_rate", "seed")
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping]) -> None:
     """Write a CSV file, whole or not at all; numbers that are not finite become empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: "" if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()})
-    with replacing(path) as file:
-        file.write(text.getvalue().encode())
+    tables.write_csv(path, columns, rows, lambda v: "" if isinstance(v, float) and not math.isfinite(v) else v)
 
 
 def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:

@@ -138,6 +138,18 @@ def _save_trained(model: bytes, normalizer: TextNormalizer, folder: Path) -> Tok
     return tokenizer
 
 
+def add_training_options(group: argparse._ActionsContainer) -> None:
+    """--language, --model-type, --max-sentences: what every command that trains a tokenizer takes."""
+    group.add_argument("--language", default="en", help="for Moses' rules (default: %(default)s)")
+    group.add_argument("--model-type", choices=MODEL_TYPES, default="unigram", help="default: %(default)s")
+    group.add_argument(
+        "--max-sentences",
+        type=int,
+        default=5_000_000,
+        help="train the tokenizer on a random sample of this many lines, 0 for all (default: %(default)s)",
+    )
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = commands.parser("train-tokenizer", __doc__)
     parser.add_argument("inputs", nargs="+", metavar="TEXT", help="UTF-8 text, one sentence or paragraph a line")
@@ -152,14 +164,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="what is done to text first, here and wherever the tokenizer is used (default: %(default)s, "
         "Moses' punctuation normalisation)",
     )
-    parser.add_argument("--language", default="en", help="for Moses' rules (default: %(default)s)")
-    parser.add_argument("--model-type", choices=MODEL_TYPES, default="unigram", help="default: %(default)s")
-    parser.add_argument(
-        "--max-sentences",
-        type=int,
-        default=5_000_000,
-        help="train on a random sample of this many lines, 0 for all (default: %(default)s)",
-    )
+    add_training_options(parser)
     parser.add_argument("--seed", type=int, default=1, help="of that sample (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=4, help="default: %(default)s; another number may change a tie")
     return parser.parse_args(argv)
