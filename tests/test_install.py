@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import warm
 from conftest import REPOSITORY
 
 USE = """
@@ -257,7 +258,8 @@ def test_installed_user_dir_is_found_by_name(wheel, tmp_path):
     import fairseq
 
     shutil.copytree(Path(fairseq.__file__).parent, site / "fairseq", ignore=shutil.ignore_patterns("examples", "*.pyc"))
-    code = "import sys; from fairseq_cli.train import cli_main; sys.argv[0] = 'fairseq-train'; cli_main()"
+    plugin = "import rt_plugin; " if warm.PLUGIN_FIRST else ""
+    code = f"import sys; sys.argv[0] = 'fairseq-train'; {plugin}from fairseq_cli.train import cli_main; cli_main()"
     options = ("--task", "rt_masked_lm", "--criterion", "rt_masked_lm", "--arch", "recurrent_roberta_tiny", "--cpu")
     result = subprocess.run(
         [sys.executable, "-c", code, "nowhere", "--user-dir", "rt_plugin", "--batch-size", "1", *options],

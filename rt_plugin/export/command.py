@@ -214,7 +214,7 @@ def _command(model: Path) -> str:
     """What `rt-plugin pretrain` started, with the paths of this machine cut down; nothing where that is not known."""
     try:
         words = shlex.split((model / "command.txt").read_text(encoding="utf-8"))
-    except OSError:
+    except (OSError, ValueError):
         return ""
     return shlex.join(_without_absolute_paths(word) for word in words)
 

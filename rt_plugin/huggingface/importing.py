@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rt_plugin.huggingface.layout import Head
 
 _HEAD = "sentence_classification_head"
+_LABELS = {"0": "LABEL_0", "1": "LABEL_1"}  # transformers' own, which it leaves out of the file
 _CONFIGURATION, _WEIGHTS, _TOKENIZER = "config.json", "model.safetensors", "tokenizer_config.json"
 
 
@@ -52,6 +53,7 @@ def import_folder(folder: Path, out: Path) -> None:
     import torch
 
     from rt_plugin.huggingface import layout
+    from rt_plugin.model_folder import configuration
     from rt_plugin.model_folder.dictionary import load_dictionary
     from rt_plugin.text.tokenizer import Tokenizer
 
@@ -73,6 +75,10 @@ def import_folder(folder: Path, out: Path) -> None:
         weights = layout.from_folder(_weights(folder / _WEIGHTS), values["model_type"], head)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:  # of weights that are of other shapes
+        raise UserError(
+            f"{folder}: {_WEIGHTS} is not of the model of {_CONFIGURATION} ({error}); get both again"
+        ) from None
     rows = weights["encoder.sentence_encoder.embed_tokens.weight"].shape[0]
     if rows != len(dictionary):
         raise UserError(f"{folder}: the model has {rows} tokens, {DICTIONARY_FILE} with <mask> {len(dictionary)}")
@@ -86,6 +92,7 @@ def import_folder(folder: Path, out: Path) -> None:
         "optimizer_history": [{"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}],
         "extra_state": {},
     }
+    configuration.rebuilt(state, folder / _CONFIGURATION)  # what loading would refuse is not written
     try:
         copy_files([(folder / name, name) for name in (DICTIONARY_FILE, TOKENIZER_FILE, NORMALIZATION_FILE)], out)
         _write_task(head, out)
@@ -101,7 +108,7 @@ def _json(path: Path) -> dict:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the folder of a model for transformers") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); expected JSON") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: is a {type(values).__name__}, expected a JSON object")
@@ -127,20 +134,37 @@ def _weights(path: Path) -> dict:
 
 
 def _head(values: dict) -> Head | None:
+    """The classifier that config.json tells of; None where it tells of none.
+
+    Raises:
+        UserError: a value of it is of another kind.
+    """
     from rt_plugin.huggingface.layout import Head
 
-    if not any(str(name).endswith("ForSequenceClassification") for name in values.get("architectures") or []):
+    architectures, labels = values.get("architectures") or [], values.get("id2label") or _LABELS
+    pooling, glue = values.get("pooling", "first"), values.get("rt_glue")
+    expected = (
+        ("architectures", architectures, list),
+        ("id2label", labels, dict),
+        ("pooling", pooling, str),
+        ("rt_glue", glue, dict | None),
+    )
+    for name, value, kind in expected:
+        if not isinstance(value, kind):
+            raise UserError(f"{_CONFIGURATION} has no usable {name!r}; export the model again")
+    if not any(str(name).endswith("ForSequenceClassification") for name in architectures):
         return None
-    labels = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     names = None
     if values.get("problem_type") != "regression":
-        names = [str(labels[key]) for key in sorted(labels, key=int)]
-    return Head(_HEAD, values.get("pooling", "first"), names, values.get("rt_glue"))
+        names = [labels.get(str(number)) for number in range(len(labels))]
+        if not all(isinstance(name, str) and name.strip() and name.splitlines() == [name] for name in names):
+            raise UserError(f"{_CONFIGURATION}: id2label is {labels}, expected names of the classes 0, 1, ...")
+    return Head(_HEAD, pooling, names, glue)
 
 
 def _longest(path: Path, positions: int) -> int:
     longest = _json(path).get("model_max_length") if path.is_file() else None
-    return min(longest, positions) if isinstance(longest, int) else positions
+    return min(longest, positions) if type(longest) is int and longest > 0 else positions
 
 
 def _groups(options: dict, head: Head | None, longest: int) -> dict:

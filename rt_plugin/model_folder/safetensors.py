@@ -74,7 +74,7 @@ def read(path: Path) -> dict:
             f"{path} cannot be read ({path.stat().st_size:,} bytes; {error}): it is cut off or damaged; get it again"
         ) from None
     for name, other in stored["tied"].items():
-        if not isinstance(name, str) or other not in weights or name in weights:
+        if not isinstance(other, str) or other not in weights or name in weights:
             raise UserError(
                 f"{path}: {CONFIGURATION_FILE} says that {name} is {other}, which cannot be; get both again"
             )
@@ -132,6 +132,4 @@ def _package(path: Path, module: str):
     try:
         return importlib.import_module(f"safetensors.{module}")
     except ModuleNotFoundError:
-        raise UserError(
-            f"{path}: this format needs the package safetensors: pip install safetensors, or rt-plugin[safetensors]"
-        ) from None
+        raise UserError(f"{path}: this format needs the package safetensors: pip install safetensors") from None

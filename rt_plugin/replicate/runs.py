@@ -31,6 +31,7 @@ COMMAND_FILE = "command.txt"
 CHECKPOINT_FILE = "checkpoint_best.pt"
 _NOT_FINITE = re.compile(r"not finite|NaN|lower --lr|[Mm]inimum loss scale")
 _PARAMETERS = re.compile(r"num\. shared model params: ([\d,]+)")
+_BRANCH, _COMMIT, _DIGITS = re.compile(r"ref: (refs/heads/[\w./-]+)"), re.compile(r"[0-9a-f]{40,64}"), 7
 # options of the model by which arms differ: fairseq-train's own names begin so
 _OF_AN_ARM = ("--recurrence-", "--encoder-", "--activation-fn", "--pooler-activation-fn")
 
@@ -84,8 +85,15 @@ def is_of_run(plan: Plan, run: Run, folder: Path) -> bool:
     return (
         options.get("--arch") == f"{run.arm.model}_{RECIPES[plan.recipe].size}"
         and {name: value for name, value in options.items() if name.startswith(_OF_AN_ARM)} == wanted
-        and all(math.isclose(float(options.get(name, "nan")), value) for name, value in numbers.items())
+        and all(math.isclose(_number(options.get(name)), value) for name, value in numbers.items())
     )
+
+
+def _number(word: str | None) -> float:
+    try:
+        return float(word or "nan")
+    except ValueError:
+        return math.nan
 
 
 def check_folder(plan: Plan, run: Run, data: Path, out: Path) -> None:
@@ -194,13 +202,35 @@ def adopt(plan: Plan, runs: Sequence[Run], folders: Sequence[Path], out: Path) -
 
 
 def revision(package: Path) -> str:
-    """The commit of the checkout that holds a package folder, or the version where it is none."""
+    """The commit of the checkout that holds a package folder, or the version where it is none.
+
+    git runs in the checkout of this package alone: a checkout's settings name programs that git starts, and the name of
+    any other one is what a training's folder says, which somebody else may have made.
+    """
+    if package.resolve() != USER_DIR.resolve():
+        return _head_of(package.parent) or __version__
     command = ("git", "-C", str(package.parent), "describe", "--always", "--dirty", "--exclude", "*")
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return __version__
     return said.stdout.strip() or __version__
+
+
+def _head_of(checkout: Path) -> str | None:
+    """The beginning of the commit that a checkout stands at, read without git; None where its files do not say."""
+    git = checkout / ".git"
+    try:
+        word = (git / "HEAD").read_text(encoding="ascii").strip()
+        name = _BRANCH.fullmatch(word)
+        if name and (git / name[1]).is_file():
+            word = (git / name[1]).read_text(encoding="ascii").strip()
+        elif name:
+            packed = (git / "packed-refs").read_text(encoding="utf-8").splitlines()
+            word = next((line.split()[0] for line in packed if line.endswith(f" {name[1]}")), "")
+    except (OSError, ValueError):
+        return None
+    return word[:_DIGITS] if _COMMIT.fullmatch(word) else None
 
 
 def _ending_file(run: Run, out: Path) -> Path:

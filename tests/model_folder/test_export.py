@@ -43,6 +43,13 @@ def test_exported_model_predicts_what_the_trained_one_does(trained, exported):
         assert probabilities[1] == pytest.approx(probabilities[0], rel=0.05)
 
 
+def test_a_command_that_is_no_command_is_left_out(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "model")
+    (folder / "command.txt").write_text("fairseq-train 'data")
+    assert export.main([str(folder), str(tmp_path / "out")]) == 0
+    assert "## Training" not in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_exported_folder_is_small_complete_and_free_of_paths(trained, exported, data_bin):
     names = {path.name for path in exported.iterdir()}
     assert names == {

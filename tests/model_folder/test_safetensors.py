@@ -154,6 +154,7 @@ def written(name, text):
         (written("rt_plugin.json", "[]"), r"not a configuration of rt-plugin export"),
         (changed(version=2), r"version 2, expected 1; use the version of rt-plugin that wrote it"),
         (changed(tied={"a": "b"}), r"says that a is b, which cannot be"),
+        (changed(tied={"a": ["b"]}), r"says that a is \['b'\], which cannot be"),
         (changed(tied=[]), r'"tied" is no table of names'),
         (changed(model__encoder_layers="2"), r"option encoder_layers is '2', which it cannot be"),
         (changed(model__encoder_layers=99), r"says encoder_layers 99, but its weights have at most 2"),

@@ -371,6 +371,38 @@ def test_runs_begun_elsewhere_are_adopted_by_their_command(corpus, trainer, tmp_
     assert f"--adopt {elsewhere / 'other'}: no training of the plan" in capsys.readouterr().err
 
 
+def test_no_program_that_an_adopted_folder_names_is_run(corpus, trainer, tmp_path, capsys):
+    """Its command names the checkout that it was trained by, for the table's commit: git would run what that names."""
+    if shutil.which("git") is None:
+        pytest.skip("there is no git")
+    first, plan = tmp_path / "first", make_plan(tmp_path)
+    assert replicate(plan, "--out", first, "--data", corpus, "--stage", "search") == 0
+    checkout, mark = tmp_path / "checkout", tmp_path / "mark"
+    (checkout / "rt_plugin").mkdir(parents=True)
+    (checkout / "file").touch()
+    git = ["git", "-C", str(checkout), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for words in (["init", "-q"], ["add", "file"], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *words], check=True)
+    (checkout / "program").write_text(f"#!/bin/sh\ntouch {mark}\n")
+    (checkout / "program").chmod(0o755)
+    subprocess.run([*git, "config", "core.fsmonitor", str(checkout / "program")], check=True)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(first / "search", elsewhere, ignore=shutil.ignore_patterns("*.json", "*-seed*.log"))
+    for path in elsewhere.glob("*/command.txt"):
+        path.write_text(f"{path.read_text()} --user-dir {checkout / 'rt_plugin'}")
+    second = tmp_path / "second"
+    words = ("--out", second, "--data", corpus, "--stage", "search")
+    assert replicate(plan, *words, "--adopt", *sorted(elsewhere.iterdir())) == 0
+    said = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, check=True, capture_output=True, text=True).stdout
+    assert {row["commit"] for row in rows_of(second / "results" / "runs.csv")} == {said[:7]}
+    assert not mark.exists()
+    path = min(elsewhere.glob("*/command.txt"))
+    path.write_text(re.sub(r"--lr \S+", "--lr fast", path.read_text()))
+    capsys.readouterr()
+    assert replicate(plan, *words, "--adopt", path.parent) == 1
+    assert f"--adopt {path.parent}: no training of the plan" in capsys.readouterr().err
+
+
 def test_a_folder_with_another_training_is_refused(corpus, trainer, tmp_path, capsys):
     out, plan = tmp_path / "out", make_plan(tmp_path)
     assert replicate(plan, "--out", out, "--data", corpus, "--stage", "search") == 0
