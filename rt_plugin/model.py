@@ -1,6 +1,7 @@
 """The recurrent RoBERTa model: fairseq's RoBERTa with a SwishRNN block in place of every feed-forward block."""
 
 import contextlib
+import math
 from pathlib import Path
 
 import torch
@@ -170,6 +171,9 @@ class RecurrentEncoder(OneLookEncoder):
             activation_dropout=args.activation_dropout,
             quant_noise=args.quant_noise_pq,
             quant_noise_block_size=args.quant_noise_pq_block_size,
+            alpha=args.recurrence_alpha,
+            beta=args.recurrence_beta,
+            beta_spread=args.recurrence_beta_spread,
         )
 
 
@@ -245,6 +249,16 @@ class RecurrentRobertaModel(RobertaModel):
         parser.add_argument(
             "--recurrence-gate", choices=list(reference.GATES), help="activation of the gate (default: gelu)"
         )
+        for name, text in (
+            ("alpha", "initial alpha of Swish(z) = z sigmoid(alpha z + beta) (default: 1)"),
+            ("beta", "initial beta of it; a larger one keeps more of the state before (default: 0)"),
+            (
+                "beta-spread",
+                "initial betas are evenly spaced over the channels, up to this far from --recurrence-beta "
+                "to both sides: memories of different lengths (default: 0)",
+            ),
+        ):
+            parser.add_argument(f"--recurrence-{name}", type=float, metavar="X", help=text)
         parser.add_argument(
             "--recurrence-direction",
             choices=DIRECTIONS,
@@ -368,6 +382,8 @@ def check_recurrence_options(args) -> None:
             names = value.split(",") if name == "recurrence_direction" else [value]
             for unknown in set(names) - set(RECURRENCE_CHOICES[name]):
                 raise UserError(f"{option} {unknown}: expected one of {', '.join(RECURRENCE_CHOICES[name])}")
+        elif name in INITIAL_VALUES:
+            _check_initial_value(option, value, RECURRENCE_DEFAULTS[name], options.get("recurrence_type"))
         elif value is not None and (not isinstance(value, int) or value < 1):
             raise UserError(f"{option} {value}: expected a whole number of at least 1")
     if getattr(args, "ffn_blocks_to_remove", -1) != -1 or getattr(args, "ffn_reg_scale_factor", 0):
@@ -375,6 +391,13 @@ def check_recurrence_options(args) -> None:
             "--ffn-blocks-to-remove and --ffn-reg-scale-factor prune feed-forward blocks, and a recurrent_roberta "
             "has none; leave them out"
         )
+
+
+def _check_initial_value(option: str, value, default: float, recurrence_type: str | None) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UserError(f"{option} {value}: expected a finite number")
+    if recurrence_type in ("none", "short-conv") and value != default:
+        raise UserError(f"{option} {value}: --recurrence-type {recurrence_type} has no alpha and beta; leave it out")
 
 
 def _option(name: str) -> str:
@@ -389,10 +412,14 @@ RECURRENCE_DEFAULTS = {
     "recurrence_dim": None,
     "recurrence_step_size": 1,
     "recurrence_gate": "gelu",
+    "recurrence_alpha": 1.0,
+    "recurrence_beta": 0.0,
+    "recurrence_beta_spread": 0.0,
     "recurrence_direction": "forward",
     "recurrence_type": "swish-rnn",
     "recurrence_impl": "auto",
 }
+INITIAL_VALUES = ("recurrence_alpha", "recurrence_beta", "recurrence_beta_spread")
 RECURRENCE_CHOICES = {
     "recurrence_gate": tuple(reference.GATES),
     "recurrence_direction": DIRECTIONS,

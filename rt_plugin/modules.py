@@ -1,5 +1,6 @@
 """RecurrentFFN: the block of the paper that takes the place of a Transformer layer's feed-forward block."""
 
+import math
 import numbers
 
 import torch
@@ -41,12 +42,17 @@ class RecurrentFFN(nn.Module):
         impl: "auto" (default), "native" or "reference"; see `ops.swish_rnn`.
         activation_dropout: probability of dropping an element before the output projection, default 0.
         quant_noise, quant_noise_block_size: fairseq's quantisation noise on both projections, default off.
+        alpha, beta: initial values, default 1 and 0. A larger beta keeps more of the state before: for small inputs the
+            share sigmoid(beta) of it.
+        beta_spread: the channels' initial beta are evenly spaced from beta - beta_spread to beta + beta_spread, so that
+            they remember for different times; default 0.
 
     Shape:
         x: (L, B, embed_dim) -> (L, B, embed_dim)
 
     Raises:
-        UserError: a width or the step size is no whole number of at least 1, or a name is unknown.
+        UserError: a width or the step size is no whole number of at least 1, a name is unknown, an initial value is no
+            finite number, or one is given to a block without alpha and beta.
     """
 
     def __init__(
@@ -61,6 +67,9 @@ class RecurrentFFN(nn.Module):
         activation_dropout: float = 0.0,
         quant_noise: float = 0,
         quant_noise_block_size: int = 8,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        beta_spread: float = 0.0,
     ):
         super().__init__()
         _check_count("embed_dim", embed_dim, MAX_WIDTH)
@@ -75,6 +84,7 @@ class RecurrentFFN(nn.Module):
         ):
             if value not in known:
                 raise UserError(f"RecurrentFFN: {name} is {value!r}, expected one of {', '.join(known)}")
+        _check_initial_values(recurrence_type, alpha=(alpha, 1.0), beta=(beta, 0.0), beta_spread=(beta_spread, 0.0))
         self.embed_dim = embed_dim
         self.inner_dim = inner_dim
         self.step_size = step_size
@@ -87,8 +97,8 @@ class RecurrentFFN(nn.Module):
             nn.Linear(embed_dim, 2 * inner_dim, bias=False), quant_noise, quant_noise_block_size
         )
         if recurrence_type == "swish-rnn":
-            self.alpha = nn.Parameter(torch.ones(inner_dim))
-            self.beta = nn.Parameter(torch.zeros(inner_dim))
+            self.alpha = nn.Parameter(torch.full((inner_dim,), float(alpha)))
+            self.beta = nn.Parameter(torch.linspace(beta - beta_spread, beta + beta_spread, inner_dim))
         elif recurrence_type == "short-conv":
             halves = 0.5 ** torch.arange(1, CONVOLUTION_WIDTH + 1)
             self.conv_weight = nn.Parameter(halves.unsqueeze(1).repeat(1, inner_dim))
@@ -163,6 +173,18 @@ class RecurrentFFN(nn.Module):
 def _check_count(name: str, value: int, largest: int) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 1 <= value <= largest:
         raise UserError(f"RecurrentFFN: {name} is {value!r}, expected at least 1, at most {largest}, and whole")
+
+
+def _check_initial_values(recurrence_type: str, **values: tuple[float, float]) -> None:
+    """Of each value's name, the value and its default."""
+    for name, (value, default) in values.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise UserError(f"RecurrentFFN: {name} is {value!r}, expected a finite number")
+        if recurrence_type != "swish-rnn" and value != default:
+            raise UserError(
+                f"RecurrentFFN: {name} is {value!r}, and a block of recurrence_type {recurrence_type!r} has no alpha "
+                "and beta; leave it out"
+            )
 
 
 def _quant_noise(module: nn.Linear, probability: float, block_size: int) -> nn.Module:

@@ -1,6 +1,7 @@
 """The model in fairseq: sizes, options, directions, and that padding and the order of a batch change nothing."""
 
 import argparse
+import math
 
 import pytest
 import torch
@@ -81,8 +82,13 @@ def test_options_reach_the_block():
         recurrence_gate="silu",
         recurrence_impl="reference",
         activation_dropout=0.25,
+        recurrence_alpha=0.5,
+        recurrence_beta=1.0,
+        recurrence_beta_spread=2.0,
     )
     for block in blocks(model):
+        assert block.alpha.eq(0.5).all()
+        assert (block.beta[0].item(), block.beta[-1].item()) == (-1, 3)
         assert (block.inner_dim, block.step_size, block.gate, block.impl) == (24, 3, "silu", "reference")
         assert block.dropout.p == 0.25
 
@@ -95,6 +101,8 @@ def test_options_reach_the_block():
         ({"recurrence_gate": "relu"}, "--recurrence-gate relu: expected one of gelu, sigmoid, silu"),
         ({"recurrence_direction": "up"}, "--recurrence-direction up: expected one of forward, backward, alternate"),
         ({"recurrence_type": "lstm"}, "--recurrence-type lstm: expected one of swish-rnn, none"),
+        ({"recurrence_beta": math.nan}, "--recurrence-beta nan: expected a finite number"),
+        ({"recurrence_alpha": 2.0, "recurrence_type": "none"}, "--recurrence-alpha 2.0: --recurrence-type none has no"),
         ({"recurrence_width": 8}, "--recurrence-width 8: there is no such option of the recurrence; known are"),
         ({"ffn_blocks_to_remove": 2}, "a recurrent_roberta has none"),
     ],

@@ -60,6 +60,12 @@ def test_parameters_and_initial_values():
     assert block.in_proj.weight.std().item() == pytest.approx(0.02, rel=0.05)
 
 
+def test_initial_values_of_swish():
+    block = RecurrentFFN(8, 5, alpha=0.5, beta=1, beta_spread=2)
+    assert block.alpha.tolist() == [0.5] * 5
+    assert block.beta.tolist() == [-1, 0, 1, 2, 3]
+
+
 def test_block_is_the_equation_around_the_operation():
     block = perturbed(RecurrentFFN(12, 8, step_size=2, gate="silu", reverse=True))
     x = torch.randn(7, 3, 12)
@@ -139,6 +145,9 @@ def test_activation_dropout_acts_in_training_only():
         ({"gate": "relu"}, "gate is 'relu', expected one of gelu, sigmoid, silu"),
         ({"recurrence_type": "lstm"}, "recurrence_type is 'lstm', expected one of swish-rnn, none, short-conv"),
         ({"impl": "fast"}, "impl is 'fast', expected one of auto, native, reference"),
+        ({"alpha": float("nan")}, "alpha is nan, expected a finite number"),
+        ({"beta": "2"}, "beta is '2', expected a finite number"),
+        ({"beta_spread": 1.0, "recurrence_type": "none"}, "beta_spread is 1.0, and a block of recurrence_type 'none'"),
     ],
 )
 def test_bad_options_are_named(options, message):
