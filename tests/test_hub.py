@@ -11,6 +11,8 @@ import torch
 
 from conftest import REPOSITORY
 from rt_plugin import UserError
+from rt_plugin.inference.masks import MaskFiller
+from rt_plugin.inference.sentences import SentenceReader
 from rt_plugin.model import RecurrentRobertaModel
 
 # What a user types, from any folder: fairseq's own ways to load, then the plugin's.
@@ -94,7 +96,8 @@ def test_fill_mask_gives_exactly_topk_true_probabilities(model, topk):
     dictionary = model.task.source_dictionary
     assert len({token for _, _, token in filled}) == len(filled) == topk
     assert [p for _, p, _ in filled] == sorted((p for _, p, _ in filled), reverse=True)
-    ids = [dictionary.bos(), *model._ids("The capital of"), dictionary.index("<mask>"), *model._ids(" is old."), 2]
+    before, after = (model.encode(part).tolist()[1:-1] for part in ("The capital of", " is old."))
+    ids = [dictionary.bos(), *before, dictionary.index("<mask>"), *after, dictionary.eos()]
     with torch.no_grad():
         probabilities = model.model(torch.tensor([ids]))[0][0, ids.index(dictionary.index("<mask>"))].softmax(-1)
     probabilities[[0, 1, 2, 3, dictionary.index("<mask>")]] = 0
@@ -103,9 +106,15 @@ def test_fill_mask_gives_exactly_topk_true_probabilities(model, topk):
 
 
 def test_filled_sentences_have_spaces_where_words_begin(model):
-    assert model._filled("He is ", "\u2581the", ".", 0.5) == ("He is the.", 0.5, " the")
-    assert model._filled("He is ", "s", " here", 0.5) == ("He iss here", 0.5, "s")
-    assert model._filled("", "\u2581The", " men", 0.5) == ("The men", 0.5, " The")
+    dictionary = model.task.source_dictionary
+    filler = MaskFiller(SentenceReader(dictionary, model.text.encode, model.text.decode))
+
+    def filled(text, piece):
+        return filler.fill(text, [[dictionary.index(piece)]], [[0.5]])
+
+    assert filled("He is <mask>.", "\u2581the") == [("He is the.", 0.5, " the")]
+    assert filled("He is <mask> here", "s") == [("He iss here", 0.5, "s")]
+    assert filled("<mask> men", "\u2581The") == [("The men", 0.5, " The")]
 
 
 def test_fill_mask_needs_a_mask(model):

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from rt_plugin.errors import UserError
 from rt_plugin.inference.batches import equal_length_batches, lay_out_alike, logits_at
-from rt_plugin.inference.likelihood import MASK, PseudoLikelihood
-from rt_plugin.text.encode import join_texts
+from rt_plugin.inference.likelihood import PseudoLikelihood
+from rt_plugin.inference.masks import Filled, MaskFiller
+from rt_plugin.inference.sentences import Sentence, SentenceReader
 from rt_plugin.text.tokenizer import Tokenizer
 
 CLASSIFICATION_HEAD = "sentence_classification_head"
 POOLINGS = ("mean", "first")
-Sentence = str | tuple[str, ...] | Tensor  # a text, a pair of texts, or the token ids of either
-Filled = tuple[str, float, str]
 
 
 class RecurrentRobertaHubInterface(RobertaHubInterface):
@@ -47,6 +46,8 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         self.text = text
         if text is not None:
             text.check_dictionary(task.source_dictionary.symbols, "the checkpoint's dictionary")
+        self._reader = SentenceReader(task.source_dictionary, self._pieces, self._text)
+        self._masks = MaskFiller(self._reader)
         lay_out_alike(model)
 
     def encode(
@@ -74,32 +75,16 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         >>> [tokens.tolist() for tokens in model.encode(["It works.", ("It", "works.")])]
         [[0, 81, 1634, 6, 2], [0, 81, 2, 2, 1634, 6, 2]]
         """
-        sentences, single = self._listed(sentence, addl_sentences)
+        sentences, single = self._reader.listed(sentence, addl_sentences)
         limit = self.model.max_positions() if truncate else None
-        encoded = [self._encode(one, number, no_separator, limit) for number, one in enumerate(sentences)]
+        encoded = [self._reader.encode(one, number, limit, no_separator) for number, one in enumerate(sentences)]
         return encoded[0] if single else encoded
 
     def decode(self, tokens: Tensor | Sequence[Tensor]) -> str | list[str] | list[str | list[str]]:
         """The text of (length,) token ids; a list where they are several sentences; a list of these for a list."""
         if not isinstance(tokens, Tensor):
             return [self.decode(one) for one in tokens]
-        dictionary = self.task.source_dictionary
-        ids = tokens.tolist()
-        if ids and ids[0] == dictionary.bos():
-            ids = ids[1:]
-        sentences, current = [], []
-        for i, token in enumerate(ids):
-            if token == dictionary.eos():
-                if i and ids[i - 1] == dictionary.eos():  # </s> </s> stands between two sentences
-                    continue
-                sentences.append(current)
-                current = []
-            elif token != dictionary.pad():
-                current.append(dictionary[token])
-        if current:
-            sentences.append(current)
-        texts = [self._text(pieces) for pieces in sentences] or [""]
-        return texts[0] if len(texts) == 1 else texts
+        return self._reader.decode(tokens)
 
     def fill_mask(
         self, masked_input: str | Sequence[str], topk: int = 5, truncate: bool = False, exact: bool = False
@@ -130,12 +115,11 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         [' born', ' States']
         """
         texts = [masked_input] if isinstance(masked_input, str) else list(masked_input)
-        ids = [self._masked_ids(text, number, truncate) for number, text in enumerate(texts)]
-        allowed = len(self.task.source_dictionary) - len(self._never_proposed())
-        if not 1 <= topk <= allowed:
-            raise UserError(f"fill_mask: topk is {topk}, expected 1 to {allowed:,}, the tokens that can be proposed")
+        limit = self.model.max_positions()
+        ids = [self._masks.ids(text, number, limit, truncate) for number, text in enumerate(texts)]
+        self._masks.check_topk(topk)
         best = self._batched(ids, lambda tokens: self._best_at_masks(tokens, topk), exact)
-        filled = [self._fill(text, *values) for text, values in zip(texts, best, strict=True)]
+        filled = [self._masks.fill(text, *values) for text, values in zip(texts, best, strict=True)]
         return filled[0] if isinstance(masked_input, str) else filled
 
     def extract_features(
@@ -162,7 +146,7 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         >>> [tuple(features.shape) for features in model.extract_features(["It works.", "It does."])]
         [(5, 256), (5, 256)]
         """
-        listed, single = self._tokens(tokens, (), truncate, self.model.max_positions())
+        listed, single = self._reader.tokens(tokens, (), truncate, self.model.max_positions())
         layers = self._batched(listed, lambda batch: self._layers(batch, return_all_hiddens), exact)
         if isinstance(tokens, Tensor):
             length = tokens.shape[-1]
@@ -198,7 +182,7 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         """
         if pooling not in POOLINGS:
             raise UserError(f"embed: pooling is {pooling!r}, expected one of {', '.join(POOLINGS)}")
-        listed, single = self._tokens(sentences, addl_sentences, truncate, self.model.max_positions())
+        listed, single = self._reader.tokens(sentences, addl_sentences, truncate, self.model.max_positions())
         with utils.model_eval(self.model):
             rows = self._batched(listed, lambda batch: self._pooled(batch, pooling), exact)
         width = self.model.encoder.sentence_encoder.embed_tokens.embedding_dim
@@ -262,7 +246,7 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
             raise UserError(
                 "classify: this checkpoint has no class labels; use predict, or a model fine-tuned on classes"
             )
-        listed, single = self._tokens(sentence, addl_sentences, truncate, self._head_positions())
+        listed, single = self._reader.tokens(sentence, addl_sentences, truncate, self._head_positions())
         with utils.model_eval(self.model), torch.no_grad():
             rows = self._outputs(head, listed, exact)
         found = []
@@ -291,65 +275,13 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         Returns:
             (1, classes) for one sentence, (N, classes) for several.
         """
-        listed, _ = self._tokens(tokens, (), truncate, self._head_positions() if truncate else None)
+        limit = self._head_positions() if truncate else self.model.max_positions()
+        listed, _ = self._reader.tokens(tokens, (), truncate, limit)
         rows = self._outputs(head, listed, exact)
         if not rows:
             return torch.zeros(0, self.model.classification_heads[head].out_proj.out_features, device=self.device)
         logits = torch.stack(rows)
         return logits if return_logits else logits.log_softmax(dim=-1)
-
-    def _listed(self, sentence, others: tuple) -> tuple[list[Sentence], bool]:
-        """The sentences as a list, and whether it was one alone; `others`: what follows them, or it."""
-        if isinstance(sentence, Tensor):
-            if sentence.dim() == 1:
-                return [sentence], True
-            pad = self.task.source_dictionary.pad()
-            return [row[: len(row) - _trailing(row, pad)] for row in sentence], False
-        single = isinstance(sentence, (str, tuple))
-        listed = [sentence] if single else list(sentence)
-        columns = [[other] if single else list(other) for other in others]
-        for column in columns:
-            if len(column) != len(listed):
-                raise UserError(f"found {len(listed)} first and {len(column)} second texts, expected as many of both")
-        return [
-            (*_texts(one), *more) for one, *more in zip(listed, *columns, strict=True)
-        ] if others else listed, single
-
-    def _tokens(self, sentences, others: tuple, truncate: bool, limit: int | None) -> tuple[list[Tensor], bool]:
-        """Token ids of each sentence, none longer than `limit` (default: the model's positions), and if it is one."""
-        listed, single = self._listed(sentences, others)
-        limit = limit or self.model.max_positions()
-        tokens = [self._encode(one, number, False, limit if truncate else None) for number, one in enumerate(listed)]
-        for number, ids in enumerate(tokens):
-            if len(ids) > limit:
-                where = "" if single else f"sentence {number} has "
-                raise UserError(
-                    f"{where}{len(ids)} tokens, the model has positions for {limit}: shorten it, or use truncate=True"
-                )
-        return tokens, single
-
-    def _encode(self, sentence: Sentence, number: int, no_separator: bool, limit: int | None) -> Tensor:
-        """(length,) ids of one sentence, cut to `limit`."""
-        dictionary = self.task.source_dictionary
-        if isinstance(sentence, Tensor):
-            if sentence.dim() != 1 or sentence.is_floating_point():
-                raise UserError(
-                    f"sentence {number} is a tensor of shape {tuple(sentence.shape)} and type {sentence.dtype}, "
-                    "expected (length,) token ids"
-                )
-            tokens = sentence.long()
-        else:
-            texts = [self._ids(text) for text in _texts(sentence, number)]
-            if limit is not None and len(texts) <= 2 and not no_separator:
-                return join_texts([torch.tensor(ids, dtype=torch.long) for ids in texts], dictionary, limit)
-            ids = [dictionary.bos(), *texts[0], dictionary.eos()]
-            for other in texts[1:]:
-                separator = [] if no_separator else [dictionary.eos()]
-                ids += [*separator, *other, dictionary.eos()]
-            tokens = torch.tensor(ids, dtype=torch.long)
-        if limit is None or len(tokens) <= limit:
-            return tokens
-        return torch.cat([tokens[: limit - 1], tokens[-1:]])  # the last is </s>
 
     def _batched(self, tokens: list[Tensor], function: Callable[[Tensor], Sequence], exact: bool) -> list:
         """`function` of (B, L) token ids, which returns B results, over sentences of equal length; in their order."""
@@ -386,84 +318,24 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         allowed = self.task.max_positions() if getattr(self.task, "label_names", None) else None
         return min(allowed or self.model.max_positions(), self.model.max_positions())
 
-    def _masked_ids(self, text: str, number: int, truncate: bool) -> Tensor:
-        """(length,) ids of a text with its masks."""
-        if not isinstance(text, str) or MASK not in text:
-            raise UserError(f"fill_mask: {text!r} holds no {MASK}, expected at least one")
-        dictionary = self.task.source_dictionary
-        *spans, last = text.split(MASK)
-        ids = [dictionary.bos()]
-        for span in spans:
-            ids += [*self._ids(span.rstrip()), dictionary.index(MASK)]
-        ids += [*self._ids(last), dictionary.eos()]
-        limit = self.model.max_positions()
-        if len(ids) > limit and not truncate:
-            raise UserError(
-                f"fill_mask: sentence {number} has {len(ids)} tokens, the model has positions for {limit}: shorten it, "
-                "or use truncate=True"
-            )
-        kept = ids if len(ids) <= limit else [*ids[: limit - 1], dictionary.eos()]
-        if kept.count(dictionary.index(MASK)) < len(spans):
-            raise UserError(f"fill_mask: sentence {number} has a {MASK} behind its first {limit} tokens; shorten it")
-        return torch.tensor(kept)
-
     @torch.no_grad()
     def _best_at_masks(self, tokens: Tensor, topk: int) -> list[tuple[list[list[int]], list[list[float]]]]:
         """For each row, ids and probabilities of the best tokens, one list for each of its masks."""
-        masked = tokens.eq(self.task.source_dictionary.index(MASK))
+        masked = tokens.eq(self._masks.mask)
         with utils.model_eval(self.model):
             probabilities = logits_at(self.model, tokens, masked).softmax(dim=-1)
-        probabilities[:, self._never_proposed()] = -1
+        probabilities[:, self._masks.never_proposed()] = -1
         values, best = probabilities.topk(topk)
         counts = masked.sum(dim=1).tolist()
         return [
             (ids.tolist(), found.tolist()) for ids, found in zip(best.split(counts), values.split(counts), strict=True)
         ]
 
-    def _fill(self, text: str, best: list[list[int]], values: list[list[float]]) -> list[Filled] | list[list[Filled]]:
-        """What fill_mask gives for a text, from the best tokens of each mask."""
-        spans, filled = text.split(MASK), []
-        for place, (ids, probabilities) in enumerate(zip(best, values, strict=True), start=1):
-            before, after = MASK.join(spans[:place]), MASK.join(spans[place:])
-            pieces = (self.task.source_dictionary[i] for i in ids)
-            filled.append(
-                [self._filled(before, piece, after, p) for piece, p in zip(pieces, probabilities, strict=True)]
-            )
-        return filled[0] if len(filled) == 1 else filled
-
-    def _ids(self, text: str) -> list[int]:
-        pieces = self.text.encode(text) if self.text else self.bpe.encode(text).split()
-        return [self.task.source_dictionary.index(piece) for piece in pieces]
+    def _pieces(self, text: str) -> list[str]:
+        return self.text.encode(text) if self.text else self.bpe.encode(text).split()
 
     def _text(self, pieces: list[str]) -> str:
         return self.text.decode(pieces) if self.text else self.bpe.decode(" ".join(pieces))
-
-    def _filled(self, before: str, piece: str, after: str, probability: float) -> Filled:
-        token = self._text([piece])
-        if piece.startswith("\u2581"):
-            token = " " + token
-        return (before.rstrip() + token + after).lstrip(), probability, token
-
-    def _never_proposed(self) -> list[int]:
-        dictionary = self.task.source_dictionary
-        filler = [i for i, symbol in enumerate(dictionary.symbols) if symbol.startswith("madeupword")]
-        return [*range(dictionary.nspecial), dictionary.index(MASK), *filler]
-
-
-def _texts(sentence: Sentence, number: int = 0) -> tuple[str, ...]:
-    texts = (sentence,) if isinstance(sentence, str) else sentence
-    if not isinstance(texts, tuple) or not texts or not all(isinstance(text, str) for text in texts):
-        raise UserError(
-            f"sentence {number} is {str(sentence)[:60]!r} of type {type(sentence).__name__}, expected a text, a tuple "
-            "of texts (a pair), or a tensor of token ids"
-        )
-    return texts
-
-
-def _trailing(row: Tensor, pad: int) -> int:
-    """How many of the last tokens are padding."""
-    kept = row.ne(pad).nonzero()
-    return len(row) - 1 - int(kept[-1]) if len(kept) else len(row) - 1
 
 
 def _padded(features: Tensor, length: int) -> Tensor:

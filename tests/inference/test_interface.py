@@ -120,10 +120,12 @@ def test_several_masks(model):
     first, second = model.fill_mask(text, topk=2)
     assert second[0] == (f"The <mask> of the United{second[0][2]} signed.", second[0][1], second[0][2])
     assert first[0][0] == f"The{first[0][2]} of the United <mask> signed."
-    ids = model._masked_ids(text, 0, False)
+    mask = model.task.source_dictionary.index("<mask>")
+    parts = [model.encode(part).tolist()[1:-1] for part in ("The", " of the United", " signed.")]
+    ids = torch.tensor([0, *parts[0], mask, *parts[1], mask, *parts[2], 2])
     with torch.no_grad():
         logits = model.model(ids[None])[0][0]
-    places = ids.eq(model.task.source_dictionary.index("<mask>"))
+    places = ids.eq(mask)
     for probability, found in zip(logits[places].softmax(-1).max(-1).values.tolist(), (first, second), strict=True):
         assert found[0][1] == pytest.approx(probability, rel=1e-4)
 
