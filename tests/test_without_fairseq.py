@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from conftest import ENVIRONMENT, REPOSITORY, SAMPLE
 from rt_plugin.__main__ import VERBS, main
 from rt_plugin.console import requirements
+from rt_plugin.export.command import FORMATS
 
 MODEL = REPOSITORY / "examples" / "checkpoints" / "recurrent_roberta_mini"
 DATA_FILES = ("train.bin", "train.idx", "valid.bin", "valid.idx", "dict.txt")
@@ -44,28 +45,29 @@ print(json.dumps(results))
 
 
 def commands_that_need_fairseq(data):
-    """verb -> arguments that come as far as fairseq."""
+    """Command lines that come as far as fairseq; of every verb that needs it, and of each format."""
     model, text, out = MODEL, data / "valid.txt", data / "out"
-    commands = {
-        "prepare-corpus": [text, "--valid", text, "--out", out, "--tokenizer", model],
-        "pretrain": [data, "--recipe", "tiny", "--save-dir", out],
-        "fairseq": ["train", data],
-        "unigram": [data],
-        "export": [model, out],
-        "import-huggingface": [model, out],
-        "fill-mask": ["It is a <mask>.", "--model", model, "--out", data / "filled.txt"],
-        "embed": [text, data / "vectors.npy", "--model", model],
-        "classify": ["It is.", "--model", model, "--out", data / "classes.txt"],
-        "prepare-glue": [SAMPLE, out, "--model", model, "--tasks", "QNLI"],
-        "finetune-glue": [data, out, "--model", model],
-        "predict-glue": ["rows", model, text, data / "predictions.tsv"],
-        "score": [text, "--model", model],
-        "minimal-pairs": [model, REPOSITORY / "examples" / "minimal_pairs", "--out", out],
-        "show-recurrence": [model, text, "--out", out],
-        "replicate": ["smoke", "--data", data, "--out", data / "replication"],
-        "held-out": [model, "--data", data, "--out", out],
-    }
-    return {verb: [verb, *map(str, arguments)] for verb, arguments in commands.items()}
+    commands = [
+        ["prepare-corpus", text, "--valid", text, "--out", out, "--tokenizer", model],
+        ["pretrain", data, "--recipe", "tiny", "--save-dir", out],
+        ["fairseq", "train", data],
+        ["unigram", data],
+        *(["export", model, out, "--format", form] for form in FORMATS),
+        ["import-huggingface", model, out],
+        ["fill-mask", "It is a <mask>.", "--model", model, "--out", data / "filled.txt"],
+        ["embed", text, data / "vectors.npy", "--model", model],
+        ["classify", "It is.", "--model", model, "--out", data / "classes.txt"],
+        ["prepare-glue", SAMPLE, out, "--model", model, "--tasks", "QNLI"],
+        ["finetune-glue", data, out, "--model", model],
+        ["predict-glue", "rows", model, text, data / "predictions.tsv"],
+        ["predict-glue", "submission", SAMPLE, data / "submission.zip", model],
+        ["score", text, "--model", model],
+        ["minimal-pairs", model, REPOSITORY / "examples" / "minimal_pairs", "--out", out],
+        ["show-recurrence", model, text, "--out", out],
+        ["replicate", "smoke", "--data", data, "--out", data / "replication"],
+        ["held-out", model, "--data", data, "--out", out],
+    ]
+    return [[*map(str, words)] for words in commands]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def assert_one_line(verb, status, error):
 def assert_all_name_the_command(needing, python, code, cwd):
     result = subprocess.run(
         [python, "-c", code],
-        input=json.dumps(list(needing.values())),
+        input=json.dumps(needing),
         cwd=cwd,
         env=ENVIRONMENT,
         capture_output=True,
@@ -95,12 +97,12 @@ def assert_all_name_the_command(needing, python, code, cwd):
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    for verb, (status, error) in zip(needing, json.loads(result.stdout.splitlines()[-1]), strict=True):
-        assert_one_line(verb, status, error)
+    for words, (status, error) in zip(needing, json.loads(result.stdout.splitlines()[-1]), strict=True):
+        assert_one_line(words[0], status, error)
 
 
 def test_every_verb_that_needs_fairseq_names_the_command_that_installs_it(needing):
-    assert set(needing) | NEED_NO_FAIRSEQ == set(VERBS)
+    assert {words[0] for words in needing} | NEED_NO_FAIRSEQ == set(VERBS)
     assert_all_name_the_command(needing, sys.executable, HIDE + RUN, REPOSITORY)
 
 
@@ -165,7 +167,7 @@ def test_an_environment_without_fairseq(plain_install, needing, tmp_path):
             command = [plain_install / "rt-plugin", *words, option]
             result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
             assert result.returncode == 0 and result.stdout and not result.stderr, (command, result.stderr)
-    command = [plain_install / "rt-plugin", *needing["fairseq"]]
+    command = [plain_install / "rt-plugin", "fairseq", "train", needing[0][1]]
     result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert_one_line("fairseq", result.returncode, result.stderr)
     assert_all_name_the_command(needing, python, RUN, tmp_path)
