@@ -53,10 +53,10 @@ def stored_arrays(folder: Path, name: str, key: dict, build: Callable[[], Arrays
                 _remove_outdated(folder, name, key)
                 write_arrays(path, key, arrays)
                 found = read_arrays(path, key)
-    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+    except OSError as error:  # also of a file system without locks
         logger.warning(
             "%s: cannot be written (%s); every process works out the %s at each start and keeps them in its own memory",
-            *(folder, getattr(error, "strerror", None) or error, name),
+            *(folder, error.strerror or error, name),
         )
     if found is not None:
         return found

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-import filelock
-
 from rt_plugin.console.files import appending
 from rt_plugin.errors import UserError
+
+_held: set[int] = set()  # descriptors of this process's locks, but those of `handed_on`
 
 
 @contextlib.contextmanager
@@ -32,13 +32,15 @@ def only_user_of(folder: Path, refusal: str, file: Path | None = None) -> Iterat
     file = file or folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(file).acquire(blocking=False)
-    except filelock.Timeout:
+        descriptor = _acquire(file)
+    except BlockingIOError:
         raise UserError(f"{folder}: {refusal}") from None
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error}); give another folder") from None
-    with lock:
+    try:
         yield
+    finally:
+        _release(descriptor)
 
 
 @contextlib.contextmanager
@@ -49,17 +51,52 @@ def in_turn(file: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[
 
     Args:
         waiting: called once where another process holds the lock.
+
+    Raises:
+        OSError: the file cannot be written, or is a symbolic link.
     """
-    lock = filelock.FileLock(file)
     try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
+        descriptor = _acquire(file)
+    except BlockingIOError:
         waiting()
-        lock.acquire()
+        descriptor = _acquire(file, wait=True)
     try:
         yield
     finally:
-        lock.release()
+        _release(descriptor)
+
+
+def _acquire(file: Path, wait: bool = False) -> int:
+    """Lock a file, made if needed, neither emptied nor followed where it is a link; returns its descriptor.
+
+    Raises:
+        BlockingIOError: somebody else has it, and this is not to wait.
+        OSError: the file cannot be written.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:  # Ctrl-C, too
+        os.close(descriptor)
+        raise
+    _held.add(descriptor)
+    return descriptor
+
+
+def _release(descriptor: int) -> None:
+    if descriptor in _held:  # not in a child that was forked
+        _held.remove(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def _leave_to_parent() -> None:
+    """In a child that was forked: or it would hold the parent's locks when that is killed."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 @contextlib.contextmanager
@@ -68,7 +105,6 @@ def handed_on(folder: Path, name: str, refusal: str) -> Iterator[int]:
 
     Yields:
         The open lock file, for `pass_fds` of subprocess; what is written into it, by `note_holder`, is for the refusal.
-        filelock gives no such file away: it closes its own in every child.
 
     Args:
         folder: made if needed.

@@ -43,6 +43,28 @@ def test_children_do_not_keep_the_folder(tmp_path):
         os.waitpid(forked, 0)
 
 
+def test_a_forked_child_does_not_hold_the_lock_of_a_process_that_was_killed(tmp_path):
+    reading, writing = os.pipe()
+    holder = os.fork()
+    if not holder:
+        with only_user_of(tmp_path, "taken"):
+            child = os.fork()
+            if child:
+                os.write(writing, f"{child}\n".encode())
+            time.sleep(60)
+        os._exit(0)
+    child = int(os.read(reading, 20))
+    os.kill(holder, 9)
+    os.waitpid(holder, 0)
+    try:
+        with in_turn(tmp_path / ".lock"):  # at once; until the child has started, it waits
+            os.kill(child, 0)
+    finally:
+        os.kill(child, 9)
+        os.close(reading)
+        os.close(writing)
+
+
 def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file: cannot be written"), only_user_of(tmp_path / "file", "taken"):

@@ -247,7 +247,7 @@ def test_the_process_that_runs_are_forked_from_is_killed(sweep, tmp_path, capsys
     assert sweep(tmp_path / "out", *grid) == 1
     killer.join()
     assert "the process that the runs are forked from was killed" in error_of(capsys)
-    wait_for(lambda: not is_at_work(first), 20)
+    wait_for(lambda: not is_at_work(first))  # it is told to end, and saves before
     assert sweep(tmp_path / "out", *grid) == 0
     assert [row["seed"] for row in read_rows(tmp_path / "out")] == ["1", "2"]
 
