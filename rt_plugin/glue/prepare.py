@@ -107,7 +107,7 @@ def is_held_out(text: str, share: float) -> bool:
         text: the first text of a row, as the file has it.
         share: of all texts that are held out, about.
     """
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < share * 2**64
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < share * 2**64
 
 
 def _prepare_file(
