@@ -195,6 +195,7 @@ def _table(state: dict, size: int, digest: str, precision: str) -> str:
     cfg = state["cfg"]
     model, optimization = cfg["model"], cfg["optimization"]
     metric, value = cfg["checkpoint"]["best_checkpoint_metric"], state["extra_state"].get("val_loss")
+    value = value if isinstance(value, (int, float)) else None
     in_bits = (_get(cfg["task"], "_name"), metric) == ("rt_masked_lm", "loss")
     options = [f"{key}: {_get(model, key)}" for key in ("recurrence_direction", "recurrence_step_size")]
     rate = optimization["lr"][0] if isinstance(optimization["lr"], (list, tuple)) else optimization["lr"]

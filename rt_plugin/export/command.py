@@ -98,7 +98,7 @@ def export(args: argparse.Namespace) -> None:
     import torch
 
     from rt_plugin.export import card
-    from rt_plugin.model_folder.checkpoint import find_checkpoint, read_checkpoint
+    from rt_plugin.model_folder.checkpoint import check_history, find_checkpoint, read_checkpoint
 
     out, precision = args.out, _precision(args)
     source = find_checkpoint(args.model, args.checkpoint)
@@ -107,6 +107,7 @@ def export(args: argparse.Namespace) -> None:
         raise UserError(f"--licence {args.licence}: expected a name as the Hugging Face hub has them, such as mit")
     about = card.gather(args, source)
     state = read_checkpoint(source)
+    check_history(state, source)
     slim = {
         "args": None,
         "cfg": _without_absolute_paths(state["cfg"]),

@@ -7,6 +7,7 @@ sentencepiece.bpe.model, dict.txt, text_normalization.json, tokenizer_config.jso
 
 import argparse
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from rt_plugin.text.tokenizer import Tokenizer
 MODEL_FILE, TOKENIZER_CONFIGURATION_FILE, WEIGHTS_FILE = "config.json", "tokenizer_config.json", "model.safetensors"
 CODE = ("configuration_recurrent_roberta.py", "modeling_recurrent_roberta.py", "tokenization_recurrent_roberta.py")
 _TOKENIZER_FILES = (DICTIONARY_FILE, TOKENIZER_FILE, NORMALIZATION_FILE)
+_LAYER = re.compile(r"encoder\.sentence_encoder\.layers\.(\d+)\.")
 _POOLINGS = ("first", "mean", "max")
 _HEADS = {"AutoModelForMaskedLM": "ForMaskedLM", "AutoModelForSequenceClassification": "ForSequenceClassification"}
 
@@ -132,8 +134,10 @@ def _plain(group) -> dict:
 
 def _directions(options: dict, weights: dict[str, torch.Tensor]) -> list[str]:
     """Of the layers that the weights have; of an alternate encoder of which layers were kept, those of these."""
-    prefix = "encoder.sentence_encoder.layers."
-    count = 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in weights if name.startswith(prefix))
+    numbers = [int(found[1]) for name in weights if (found := _LAYER.match(name))]
+    if not numbers:
+        raise UserError("the model has no layers")
+    count = 1 + max(numbers)
     direction = options.get("recurrence_direction", "forward")
     if options.get("encoder_layers_to_keep") and direction == "alternate":
         kept = sorted(map(int, options["encoder_layers_to_keep"].split(",")))

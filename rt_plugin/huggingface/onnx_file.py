@@ -61,7 +61,11 @@ def write_onnx(state: dict, source: Path, model: Path, out: Path, precision: str
     for name in ("onnx", "onnxscript", "transformers"):  # at once, and each by its name
         importlib.import_module(name)
     converted = folder.convert(state, source, model, own_code=True)
-    graph = _Graph(_built(converted, output), "last_hidden_state" if output == "features" else "logits")
+    try:
+        built = _built(converted, output)
+    except RuntimeError as error:  # of weights that are missing
+        raise UserError(f"{source}: its weights are not those of its model ({' '.join(str(error).split())})") from error
+    graph = _Graph(built, "last_hidden_state" if output == "features" else "logits")
     try:
         content = to_onnx(export_program(graph.eval()), graph.output)
     except RuntimeError as error:  # of which torch.onnx has kinds of its own

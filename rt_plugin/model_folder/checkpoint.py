@@ -75,6 +75,21 @@ def _read(path: Path, mapped: bool) -> dict:
     return {**checkpoint, "args": None, "cfg": configuration.rebuilt(checkpoint, path)}
 
 
+def check_history(checkpoint: dict, path: str | os.PathLike) -> None:
+    """Refuse a checkpoint that has weights, but not what else fairseq asks for when it loads one.
+
+    Raises:
+        UserError: the history of its updates or its state is not there, or of another kind.
+    """
+    history = checkpoint.get("optimizer_history", [checkpoint])  # the oldest have all of it on one level
+    if not isinstance(history, list) or not history or not all(isinstance(one, dict) for one in history):
+        raise UserError(f'{path}: not a fairseq checkpoint (its "optimizer_history" is no list of updates)')
+    if not {"lr_scheduler_state", "best_loss"} & history[-1].keys():
+        raise UserError(f'{path}: not a fairseq checkpoint (its "optimizer_history" has no state of a schedule)')
+    if not isinstance(checkpoint.get("extra_state", checkpoint if "epoch" in checkpoint else None), dict):
+        raise UserError(f'{path}: not a fairseq checkpoint (its "extra_state" is missing, or no table)')
+
+
 def companion_digests(path: str | os.PathLike) -> companions.Digests | None:
     """The SHA-256 of the files that a checkpoint was trained with, as it says, or the list of its folder; else None.
 

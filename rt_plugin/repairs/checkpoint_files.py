@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from rt_plugin.console.files import replacing, temporary_name
 from rt_plugin.errors import UserError
-from rt_plugin.model_folder.checkpoint import checkpoint_names, read_checkpoint
+from rt_plugin.model_folder.checkpoint import check_history, checkpoint_names, read_checkpoint
 from rt_plugin.repairs.messages import first_line
 from rt_plugin.repairs.registry import Patches, repair
 
@@ -38,6 +38,7 @@ def checked_checkpoints(patches: Patches) -> None:
     def load_checked_checkpoint(path, arg_overrides=None, load_on_all_ranks=False):
         try:
             state = read_checkpoint(path, mapped=False)
+            check_history(state, path)
         except UserError as error:
             others = [name for name in checkpoint_names(Path(path).parent) if name != Path(path).name]
             beside = f" (in the same folder: {', '.join(others)})" if others and Path(path).is_file() else ""

@@ -20,6 +20,7 @@ from rt_plugin.model_folder.checkpoint import companion_digests, refuse_another_
 from rt_plugin.repairs.messages import after_divergence
 from rt_plugin.repairs.registry import Patches, refusal
 
+_MOST_CHARACTERS = 300  # of torch's list of weights
 _TWO_PRECISIONS = "--fp16 and --bf16: a training has one precision; leave one of them out"
 
 
@@ -298,6 +299,11 @@ def sizes_of_another_model(patches: Patches) -> None:
             return load_all(filenames, *args, **kwargs)
         except _OtherSizesError as error:
             raise UserError(f"{':'.join(filenames)}: its model differs from the one asked for ({error})") from None
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            named = " ".join(str(error).partition(":")[2].split())[:_MOST_CHARACTERS]
+            raise UserError(f"{':'.join(filenames)}: its weights are not those of its model ({named})") from error
 
     patches.set(RobertaModel, "upgrade_state_dict_named", upgrade_and_compare)
     patches.set(checkpoint_utils, "load_model_ensemble_and_task", load_models_of_these_sizes)

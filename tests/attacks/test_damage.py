@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 import resource
 import time
 import zipfile
@@ -10,8 +11,12 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 
+from attack_cases import make_folder
 from conftest import REPOSITORY
 from rt_plugin.errors import UserError
+from rt_plugin.export.command import FORMATS
+from rt_plugin.export.command import main as export
+from rt_plugin.model import RecurrentRobertaModel
 from rt_plugin.model_folder import container
 from rt_plugin.model_folder.checkpoint import read_checkpoint
 
@@ -97,6 +102,66 @@ def test_a_type_that_is_not_read_is_named(tmp_path):
             ) as found:
                 read()
             assert "cut off" not in str(found.value) and "ln -f" not in str(found.value)
+
+
+def without(name):
+    return lambda state: state.pop(name)
+
+
+def with_other(**values):
+    return lambda state: state.update(values)
+
+
+def with_weights(**shapes):
+    """Further ones, or fewer: None."""
+
+    def change(state):
+        state["model"] = {**state["model"], **{name: torch.ones(shape or 1) for name, shape in shapes.items()}}
+        for name in [name for name, shape in shapes.items() if shape is None]:
+            del state["model"][name]
+
+    return change
+
+
+BIAS, LAYERS = "encoder.lm_head.bias", "encoder.sentence_encoder.layers."
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without("optimizer_history"), "history"),
+        (with_other(optimizer_history=[]), "history"),
+        (with_other(optimizer_history=[{}]), "history"),
+        (with_other(optimizer_history=["x"]), "history"),
+        (without("extra_state"), "extra_state"),
+        (with_other(extra_state=[3]), "extra_state"),
+        (with_weights(**{BIAS: None}), r"Missing key.*\bbias"),
+        (with_weights(**{"encoder.more": 2}), "Unexpected key.*encoder.more|encoder.more the first"),
+        (with_weights(**{f"{LAYERS}x.y": 2}), rf"Unexpected key.*{LAYERS}x|{LAYERS}x\.y the first"),
+    ],
+)
+def test_what_is_missing_or_too_much_is_named(change, words, honest, tmp_path, capsys):
+    """By loading, and by exporting, whatever the format."""
+    folder, out = make_folder(tmp_path / "model"), tmp_path / "out"
+    state = dict(honest)
+    change(state)
+    torch.save(state, folder / "checkpoint_best.pt")
+    with pytest.raises(UserError, match=rf"checkpoint_best\.pt: .*({words})") as caught:
+        RecurrentRobertaModel.from_pretrained(str(folder))
+    assert "\n" not in str(caught.value)
+    for form in FORMATS:
+        capsys.readouterr()
+        assert export([str(folder), str(out / form), "--format", form]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search(rf"rt-plugin export: error: .*: .*({words})", line), line
+
+
+def test_a_loss_that_is_no_number_is_left_out_of_the_card(honest, tmp_path):
+    folder = make_folder(tmp_path / "model")
+    state = {**honest, "extra_state": {**honest["extra_state"], "val_loss": "good"}}
+    torch.save(state, folder / "checkpoint_best.pt")
+    assert export([str(folder), str(tmp_path / "out")]) == 0
+    assert "validation loss" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_bombs_are_refused_at_once(honest, tmp_path):
