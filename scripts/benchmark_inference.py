@@ -1,22 +1,25 @@
 #!/usr/bin/env python
 """Measure the encoder at work on a CPU against what people use: one sentence, uniform and natural lengths, loading.
 
-    python scripts/benchmark_inference.py [--size mini|small|medium|base] [--sentences 512] [--seconds 240] [--out DIR]
+    python scripts/benchmark_inference.py [--size tiny|mini|small|...] [--sentences 512] [--seconds 240] [--out DIR]
 
 From token ids to the last layer's vectors, random weights, candidates interleaved, medians:
 
-    ours                     recurrent_roberta in fairseq, float32; sentences of equal length share a batch
-    ours, bfloat16           the same in bfloat16
+    ours                     recurrent_roberta as `from_pretrained` and the commands use it, float32; sentences of equal
+                             length share a batch
+    ours, fairseq's products the same, but by the library for matrices that torch and fairseq take by themselves
+    ours, bfloat16           in bfloat16
     ours, transformers       the same encoder as transformers loads it of an exported folder
     ours, compiled           that by torch.compile
     ours, ONNX; ours, int8   that as a graph for onnxruntime, in float32 and in int8
     fairseq                  its roberta; batches of 32 in the order of the file, padded
-    transformers             RobertaModel, so fed, as its pipeline does
+    transformers             RobertaModel, so fed, as its pipeline does with batch_size=32
+    transformers, one by one the same as its pipeline does unless told otherwise
     transformers, sorted     the same with sentences sorted by length
     transformers, compiled   sorted, by torch.compile
     transformers, ONNX; transformers, OpenVINO   sorted, as a graph for onnxruntime, and for OpenVINO where it is there
     sentence-transformers    its own `encode` around RobertaModel (it sorts), where it is there; from text, which costs
-                             a few per cent more
+                             a few per cent more; also with its backends for ONNX and OpenVINO
 
 Natural lengths are those of --text, cut into tokens by the tokenizer of the committed models. Writes
 benchmark_inference.csv and .json to --out. `--candidates "ours; transformers, sorted"` measures these alone; what is
@@ -43,12 +46,13 @@ from torch.nn.utils.rnn import pad_sequence
 import checkout
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from rt_plugin.inference.batches import equal_length_batches
+from rt_plugin.inference.batches import equal_length_batches, lay_out_alike
+from rt_plugin.inference.projections import are_quicker, prepare, quick_projections
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 CHECKPOINT = checkout.REPOSITORY / "examples" / "checkpoints" / "recurrent_roberta_mini"
 PADDING, VOCABULARY, POSITIONS = 1, 16002, 512
-SIZES = {"mini": (4, 256, 4), "small": (4, 512, 8), "medium": (8, 512, 8), "base": (12, 768, 12)}
+SIZES = {"tiny": (2, 128, 2), "mini": (4, 256, 4), "small": (4, 512, 8), "medium": (8, 512, 8), "base": (12, 768, 12)}
 COLUMNS = (
     *("what", "candidate", "median_ms", "low_ms", "high_ms", "sentences_per_s"),
     *("against_transformers", "against_sorted", "machine"),  # how many times as fast
@@ -95,6 +99,20 @@ def fairseq_model(name: str):
 def of_fairseq(model, dtype=torch.float32) -> Encode:
     model = model.to(dtype)
     return lambda tokens: model(tokens, features_only=True)
+
+
+def of_ours(size: str) -> Encode:
+    """As `rt_plugin.inference.interface` has it."""
+    model = fairseq_model(f"recurrent_roberta_{size}")
+    lay_out_alike(model)
+    if are_quicker():
+        prepare(model)
+
+    def encode(tokens):
+        with quick_projections():
+            return model(tokens, features_only=True)
+
+    return encode
 
 
 def of_transformers(model) -> Encode:
@@ -180,7 +198,8 @@ def candidates(args) -> dict[str, tuple[Encode, str]]:
         return of_transformers(torch.compile(build(size), dynamic=True))
 
     makers = {
-        "ours": (lambda: of_fairseq(fairseq_model(f"recurrent_roberta_{size}")), "equal"),
+        "ours": (lambda: of_ours(size), "equal"),
+        "ours, fairseq's products": (lambda: of_fairseq(fairseq_model(f"recurrent_roberta_{size}")), "equal"),
         "ours, bfloat16": (lambda: of_fairseq(fairseq_model(f"recurrent_roberta_{size}"), torch.bfloat16), "equal"),
         "ours, transformers": (lambda: of_transformers(own_code(size)), "equal"),
         "ours, compiled": (lambda: compiled(own_code), "equal"),
@@ -188,11 +207,14 @@ def candidates(args) -> dict[str, tuple[Encode, str]]:
         "ours, int8": (int8, "equal"),
         "fairseq": (lambda: of_fairseq(fairseq_model(f"roberta_{size}")), "given"),
         "transformers": (lambda: of_transformers(roberta(size)), "given"),
+        "transformers, one by one": (lambda: of_transformers(roberta(size)), "alone"),
         "transformers, sorted": (lambda: of_transformers(roberta(size)), "sorted"),
         "transformers, compiled": (lambda: compiled(roberta), "sorted"),
         "transformers, ONNX": (lambda: of_onnxruntime(graph("transformers", roberta)), "sorted"),
         "transformers, OpenVINO": (lambda: of_openvino(graph("transformers", roberta)), "sorted"),
-        "sentence-transformers": (lambda: roberta(size), "text"),
+        "sentence-transformers": (lambda: sentence_transformer(size, "torch"), "text"),
+        "sentence-transformers, ONNX": (lambda: sentence_transformer(size, "onnx"), "text"),
+        "sentence-transformers, OpenVINO": (lambda: sentence_transformer(size, "openvino"), "text"),
     }
     wanted = [name.strip() for name in args.candidates.split(";")] if args.candidates else list(makers)
     unknown = [name for name in wanted if name not in makers]
@@ -204,21 +226,20 @@ def candidates(args) -> dict[str, tuple[Encode, str]]:
         start = time.monotonic()
         try:
             found[name] = (make(), order)
-            if order != "text":
-                found[name][0](torch.full((2, 9), 7))
+            found[name][0](["Ready?"] if order == "text" else torch.full((2, 9), 7))
             print(f"{name}: ready after {time.monotonic() - start:.0f} s", flush=True)
         except ModuleNotFoundError as error:
             print(f"{name}: left out, {error.name} is not installed", flush=True)
         except Exception as error:  # another library's
-            print(f"{name}: left out, {type(error).__name__}: {str(error).splitlines()[0][:150]}", flush=True)
+            print(f"{name}: left out, {type(error).__name__}: {(str(error) or '?').splitlines()[0][:150]}", flush=True)
             found.pop(name, None)
     return found
 
 
 def batches(tokens: list[torch.Tensor], order: str) -> list[torch.Tensor]:
     """Sentences in batches, padded where their lengths differ."""
-    if order == "equal":
-        groups = list(equal_length_batches([len(one) for one in tokens]))
+    if order in ("equal", "alone"):
+        groups = list(equal_length_batches([len(one) for one in tokens], alone=order == "alone"))
     else:
         numbers = list(range(len(tokens)))
         if order == "sorted":
@@ -235,19 +256,22 @@ def each(encode: Encode, inputs: list[torch.Tensor]) -> Callable[[], None]:
     return run
 
 
-def sentence_encoder(model, texts: list[str]) -> Callable[[], None]:
-    """sentence-transformers' `encode`, around a model and the tokenizer of the committed ones."""
+def sentence_transformer(size: str, backend: str) -> Callable[[list[str]], object]:
+    """sentence-transformers' `encode`, around a RobertaModel and the tokenizer of the committed models."""
     from sentence_transformers import SentenceTransformer, models
 
-    folder = Path(os.environ["RT_FOLDER"])
-    model.save_pretrained(folder / "roberta")
-    for path in (folder / "ours").iterdir():
+    model, place = roberta(size), Path(os.environ["RT_FOLDER"]).resolve()
+    folder = place / f"sentences-{backend}"
+    model.save_pretrained(folder)
+    for path in (place / "plain").iterdir():
         if path.name.startswith(("token", "dict", "sentencepiece", "text_")):
-            (folder / "roberta" / path.name).write_bytes(path.read_bytes())
-    options = {"trust_remote_code": True}
-    word = models.Transformer(str(folder / "roberta"), processor_kwargs=options, model_kwargs=options)
+            (folder / path.name).write_bytes(path.read_bytes())
+    code = {"trust_remote_code": True}
+    own = {"onnx": {"export": True, "provider": "CPUExecutionProvider"}, "openvino": {"export": True}}.get(backend, {})
+    options = {"model_kwargs": {**code, **own}, "processor_kwargs": code, "config_kwargs": code}
+    word = models.Transformer(str(folder), backend=backend, max_seq_length=POSITIONS, **options)
     encoder = SentenceTransformer(modules=[word, models.Pooling(model.config.hidden_size)], device="cpu")
-    return lambda: encoder.encode(texts, batch_size=BATCH, show_progress_bar=False)
+    return lambda texts: encoder.encode(texts, batch_size=BATCH, show_progress_bar=False)
 
 
 def functions(found: dict, tokens: list[torch.Tensor], texts: list[str] | None) -> dict[str, Callable[[], None]]:
@@ -256,12 +280,7 @@ def functions(found: dict, tokens: list[torch.Tensor], texts: list[str] | None) 
         if order != "text":
             runs[name] = each(encode, batches(tokens, order))
         elif texts is not None:
-            try:
-                runs[name] = sentence_encoder(encode, texts)
-            except ModuleNotFoundError as error:
-                print(f"{name}: left out, {error.name} is not installed", flush=True)
-            except Exception as error:  # another library's
-                print(f"{name}: left out, {type(error).__name__}: {str(error).splitlines()[0][:150]}", flush=True)
+            runs[name] = lambda encode=encode: encode(texts)
     return runs
 
 
