@@ -252,6 +252,23 @@ def test_outputs_that_transformers_offers(tmp_path):
         model()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMITTED)
+def test_sentence_transformers_on_top(name, committed):
+    """As docs/sharing-a-model.md has it; no extra holds the package: pip install sentence-transformers."""
+    package = pytest.importorskip("sentence_transformers", reason="the package sentence-transformers is not installed")
+    models = pytest.importorskip("sentence_transformers.models")
+    code = {"trust_remote_code": True}
+    options = {"model_kwargs": code, "processor_kwargs": code, "config_kwargs": code}
+    word = models.Transformer(str(committed[name]), **options)
+    encoder = package.SentenceTransformer(modules=[word, models.Pooling(256)], device="cpu")
+    texts = sentences(60)
+    known = RecurrentRobertaModel.from_pretrained(str(CHECKPOINTS / name)).embed(texts, truncate=True)
+    difference = abs(encoder.encode(texts, batch_size=8) - known).max()
+    print(f"{name}: largest difference {difference:.2g} of vectors up to {abs(known).max():.1f}")
+    assert difference < 5e-6
+
+
 def test_left_padding_changes_nothing(tmp_path):
     folder = export(write_model_folder(tmp_path / "model", "alternate in groups"), tmp_path / "folder")
     model = load(folder)

@@ -97,6 +97,21 @@ def test_int8_multiplies_in_eight_bits_and_stays_near(alternate, tmp_path):
     assert (run(tmp_path, tokens) - known).abs().mean() < 0.1 * known.std()
 
 
+@pytest.mark.slow
+def test_int8_by_the_command(alternate, tmp_path):
+    """From the model folder to a graph in 8 bits that runs, and a card that says so."""
+    model, _ = alternate
+    folder = export(model, tmp_path / "int8", "--precision", "int8")
+    assert operators(folder)["MatMulInteger"] == 2 * 6 + 2
+    ours = RecurrentRobertaModel.from_pretrained(str(model))
+    tokens = text_ids(ours, 60)
+    with torch.no_grad():
+        known = ours.model(tokens)[0]
+    assert (run(folder, tokens) - known).abs().mean() < 0.1 * known.std()
+    size = (folder / "model.onnx").stat().st_size / 1e6
+    assert f"| file | int8, {size:.1f} MB |" in (folder / "README.md").read_text(encoding="utf-8")
+
+
 def test_int8_is_made_of_the_weights_as_they_are(tmp_path, monkeypatch):
     """By the command, with another program in the place of torch.onnx and onnxruntime, which take their time."""
     seen = {}
@@ -122,6 +137,39 @@ def test_every_shape(shape, tmp_path):
     recurrent = shape in ("forward", "backward in one group", "norms before", "no positions")
     assert operators(folder)["Scan"] == (2 if recurrent else 0)
     check(RecurrentRobertaModel.from_pretrained(str(model)), folder)
+
+
+def errors(model, folder, length):
+    """Root mean square distances from logits in float64, and the largest: (PyTorch's, onnxruntime's) of each."""
+    ours = RecurrentRobertaModel.from_pretrained(str(model))
+    exact = RecurrentRobertaModel.from_pretrained(str(model), recurrence_impl="reference").model.double()
+    tokens = text_ids(ours, length)
+    with torch.no_grad():
+        wanted, found = exact(tokens)[0], (ours.model(tokens)[0], run(folder, tokens))
+    distances = [one.double() - wanted for one in found]
+    return [d.square().mean().sqrt().item() for d in distances], [d.abs().max().item() for d in distances]
+
+
+def test_its_distance_from_float64_is_pytorch_s(alternate):
+    """What separates the two is rounding, in the one as in the other."""
+    (ours, onnx), _ = errors(*alternate, 128)
+    assert onnx < 1.5 * ours
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["norms before", "mini"])
+def test_distances_from_float64(shape, tmp_path):
+    """The figures of docs/sharing-a-model.md: pytest -m slow -s -k distances_from tests/huggingface/test_onnx.py."""
+    model = CHECKPOINTS / "recurrent_roberta_mini"
+    if shape != "mini":
+        model = write_model_folder(tmp_path / "model", shape, positions=POSITIONS)
+    folder = export(model, tmp_path / "graph")
+    for length in LENGTHS[1:] if shape != "mini" else LENGTHS[1:3]:
+        (ours, onnx), largest = errors(model, folder, length)
+        print(
+            f"{shape}, {length}: PyTorch {ours:.1e}, onnxruntime {onnx:.1e}, largest {largest[0]:.1e}, {largest[1]:.1e}"
+        )
+        assert onnx < 1.5 * ours
 
 
 @pytest.mark.slow
