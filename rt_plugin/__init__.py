@@ -11,7 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
-from ._after_import import AfterImport, as_soon_as_executed
+from ._after_import import AfterImport, as_soon_as_executed, deferred
 from ._version import __version__
 from .errors import UserError, show_user_errors_in_one_line
 from .trust import allow
@@ -47,15 +47,22 @@ def _root_logger_kept():
 
 @contextlib.contextmanager
 def _fairseq_importable():
-    """What its import itself needs: from Python 3.14 on it reads its own options wrongly while it is imported."""
+    """What its import itself needs: from Python 3.14 on it reads its own options wrongly while it is imported; and
+    what makes it faster."""
 
     def repair(module):
         from rt_plugin.repairs.libraries import read_optional_types
 
         read_optional_types(module)
 
-    with _root_logger_kept(), as_soon_as_executed("fairseq.dataclass.utils", repair):
+    with _root_logger_kept(), _without_scikit_learn(), as_soon_as_executed("fairseq.dataclass.utils", repair):
         yield
+
+
+def _without_scikit_learn():
+    """Two modules of fairseq take functions of it and of scipy, whose import is a third of the whole."""
+    within = ("fairseq.criterions.sentence_prediction", "fairseq.tasks.audio_classification")
+    return deferred("sklearn.metrics", "scipy.stats", within=within)
 
 
 @_root_logger_kept()

@@ -1,6 +1,8 @@
-"""Does something as soon as another package has been imported, without importing it."""
+"""Does something when another package is imported, or as soon as it has been, without importing it."""
 
+import builtins
 import contextlib
+import functools
 import importlib
 import sys
 import threading
@@ -90,21 +92,71 @@ def as_soon_as_executed(name: str, action: Callable[[types.ModuleType], None]) -
         action: what to do with it.
     """
 
+    def execute(module_body: Callable[[], None]) -> None:
+        module_body()
+        action(sys.modules[name])
+
+    with _watched({name: execute}):
+        yield
+
+
+@contextlib.contextmanager
+def deferred(*names: str, within: tuple[str, ...]) -> Iterator[None]:
+    """For the length of a block: imports of some modules, where others import them, wait until a function is called.
+
+    Args:
+        names: of modules of which functions alone are taken, by `from NAME import function`, or that are themselves
+            taken from their package, by `from PACKAGE import NAME`.
+        within: the modules whose imports these are; no other import is touched.
+    """
+    stand_ins = {name: _StandIn(name) for name in names}
+
+    def import_or_defer(name, globals=None, locals=None, fromlist=(), level=0):
+        if not level and fromlist:
+            if name in stand_ins:
+                return stand_ins[name]
+            parts = {part: stand_ins.get(f"{name}.{part}") for part in fromlist}
+            if all(parts.values()):
+                return types.SimpleNamespace(**parts)
+        return builtins.__import__(name, globals, locals, fromlist, level)
+
+    def execute(name: str, module_body: Callable[[], None]) -> None:
+        sys.modules[name].__builtins__ = {**vars(builtins), "__import__": import_or_defer}
+        module_body()
+
+    with _watched({name: functools.partial(execute, name) for name in within}):
+        yield
+
+
+class _StandIn:
+    """Has the functions of a module, which is imported when one of them is called."""
+
+    def __init__(self, module: str):
+        self._module = module
+
+    def __getattr__(self, name: str):
+        def call(*args, **kwargs):
+            return getattr(importlib.import_module(self._module), name)(*args, **kwargs)
+
+        call.__name__ = name
+        return call
+
+
+@contextlib.contextmanager
+def _watched(arounds: dict[str, Callable[[Callable[[], None]], None]]) -> Iterator[None]:
+    """For the length of a block: execute modules, by their names, through functions that are given their bodies."""
+
     class Finder:
         @staticmethod
         def find_spec(fullname, path=None, target=None):
-            if fullname != name:
+            if fullname not in arounds:
                 return None
             for finder in sys.meta_path[sys.meta_path.index(Finder) + 1 :]:
                 spec = finder.find_spec(fullname, path, target)
                 if spec is not None:
-                    spec.loader = _WatchedLoader(spec.loader, execute)
+                    spec.loader = _WatchedLoader(spec.loader, arounds[fullname])
                     return spec
             return None
-
-    def execute(module_body: Callable[[], None]) -> None:
-        module_body()
-        action(sys.modules[name])
 
     sys.meta_path.insert(0, Finder)
     try:

@@ -274,3 +274,22 @@ import guest.low
 print(*log.lines)
 """
     assert small(code).strip() == "part host act host act"
+
+
+SCIKIT_LEARN = """
+import sys
+import rt_plugin.model
+assert "rt_plugin.tasks.rt_glue" in sys.modules
+print([name for name in ("sklearn", "scipy") if name in sys.modules])
+from fairseq.criterions.sentence_prediction import acc_and_f1, pearson_and_spearman
+from fairseq.tasks.audio_classification import sklearn_metrics
+import numpy
+print(acc_and_f1(numpy.array([1, 0, 1]), numpy.array([1, 1, 1]))["f1"])
+print(pearson_and_spearman([1, 2, 4], [1, 2, 4])["pearson"] > 0.999)
+print(sklearn_metrics.roc_curve([0, 1], [0.1, 0.9])[0].tolist()[0])
+"""
+
+
+def test_scikit_learn_is_imported_when_it_is_used():
+    """It and scipy are a third of what loading a model takes."""
+    assert run_python(SCIKIT_LEARN).splitlines() == ["[]", "0.8", "True", "0.0"]

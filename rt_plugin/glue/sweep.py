@@ -27,8 +27,10 @@ from rt_plugin.model_folder.files import BEST_CHECKPOINT
 
 _SECONDS_BETWEEN_LINES = 60.0  # of progress in a log
 _SECONDS_BETWEEN_LOOKS = 5.0  # at what the runs have done
-# besides fairseq and torch, what a run would import later: torch._dynamo for the optimiser, two for the text
-_IMPORTED_BEFORE_FORKING = [train.__module__, "torch._dynamo", "sacremoses", "sentencepiece"]
+# besides fairseq and torch, what a run would import later: for the optimiser, for the text, for the metrics
+_IMPORTED_BEFORE_FORKING = [
+    *(train.__module__, "torch._dynamo", "sacremoses", "sentencepiece", "sklearn.metrics", "scipy.stats")
+]
 
 _NOT_WATCHED = 255  # multiprocessing's exit status of a process whose fork server is gone
 
