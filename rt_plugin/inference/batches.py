@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from rt_plugin.inference.projections import quick_projections
+
 TOKENS_PER_BATCH = 4096  # fastest on CPUs for the mini models: what a layer writes stays in the cache
 _FEWEST_ROWS = 8
 
@@ -71,5 +73,6 @@ def logits_at(model: nn.Module, tokens: Tensor, places: Tensor) -> Tensor:
     Returns:
         (R, vocabulary) logits in float32, in the order of the rows.
     """
-    features, _ = model(tokens, features_only=True)
-    return with_enough_rows(model.encoder.output_layer, features[places]).float()
+    with quick_projections():
+        features, _ = model(tokens, features_only=True)
+        return with_enough_rows(model.encoder.output_layer, features[places]).float()

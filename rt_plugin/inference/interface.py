@@ -15,6 +15,7 @@ from rt_plugin.errors import UserError
 from rt_plugin.inference.batches import equal_length_batches, lay_out_alike, logits_at
 from rt_plugin.inference.likelihood import PseudoLikelihood
 from rt_plugin.inference.masks import Filled, MaskFiller
+from rt_plugin.inference.projections import are_quicker, prepare, quick_projections
 from rt_plugin.inference.sentences import Sentence, SentenceReader
 from rt_plugin.text.tokenizer import Tokenizer
 
@@ -49,6 +50,8 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         self._reader = SentenceReader(task.source_dictionary, self._pieces, self._text)
         self._masks = MaskFiller(self._reader)
         lay_out_alike(model)
+        if are_quicker():
+            prepare(model)
 
     def encode(
         self,
@@ -155,7 +158,7 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         found = [list(one) if return_all_hiddens else one[0] for one in layers]
         return found[0] if single else found
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def embed(
         self,
         sentences: Sentence | Sequence[Sentence],
@@ -247,7 +250,7 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
                 "classify: this checkpoint has no class labels; use predict, or a model fine-tuned on classes"
             )
         listed, single = self._reader.tokens(sentence, addl_sentences, truncate, self._head_positions())
-        with utils.model_eval(self.model), torch.no_grad():
+        with utils.model_eval(self.model), torch.inference_mode():
             rows = self._outputs(head, listed, exact)
         found = []
         for row in rows:
@@ -288,7 +291,9 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         results: list = [None] * len(tokens)
         for numbers in equal_length_batches([len(ids) for ids in tokens], alone=exact):
             batch = torch.stack([tokens[number] for number in numbers]).to(self.device)
-            for number, result in zip(numbers, function(batch), strict=True):
+            with quick_projections():
+                found = function(batch)
+            for number, result in zip(numbers, found, strict=True):
                 results[number] = result
         return results
 
@@ -318,7 +323,7 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         allowed = self.task.max_positions() if getattr(self.task, "label_names", None) else None
         return min(allowed or self.model.max_positions(), self.model.max_positions())
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _best_at_masks(self, tokens: Tensor, topk: int) -> list[tuple[list[list[int]], list[list[float]]]]:
         """For each row, ids and probabilities of the best tokens, one list for each of its masks."""
         masked = tokens.eq(self._masks.mask)
