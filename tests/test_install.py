@@ -258,15 +258,16 @@ def test_installed_user_dir_is_found_by_name(wheel, tmp_path):
     import fairseq
 
     shutil.copytree(Path(fairseq.__file__).parent, site / "fairseq", ignore=shutil.ignore_patterns("examples", "*.pyc"))
-    plugin = "import rt_plugin; " if warm.PLUGIN_FIRST else ""
-    code = f"import sys; sys.argv[0] = 'fairseq-train'; {plugin}from fairseq_cli.train import cli_main; cli_main()"
+    start = "import sys; sys.argv[0] = 'fairseq-train'; {}from fairseq_cli.train import cli_main; cli_main()"
     options = ("--task", "rt_masked_lm", "--criterion", "rt_masked_lm", "--arch", "recurrent_roberta_tiny", "--cpu")
-    result = subprocess.run(
-        [sys.executable, "-c", code, "nowhere", "--user-dir", "rt_plugin", "--batch-size", "1", *options],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "data folder nowhere: no such folder" in result.stderr, result.stderr
+    for plugin in ["import rt_plugin; ", *([] if warm.PLUGIN_FIRST else [""])]:
+        words = ["nowhere", "--user-dir", "rt_plugin", "--batch-size", "1", *options]
+        result = subprocess.run(
+            [sys.executable, "-c", start.format(plugin), *words],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert "data folder nowhere: no such folder" in result.stderr, result.stderr

@@ -6,10 +6,12 @@ import inspect
 import types
 import typing
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from rt_plugin._location import USER_DIR
 from rt_plugin.repairs.registry import Patches, repair
 
 
@@ -42,6 +44,30 @@ def numpy_compat_long(patches: Patches) -> None:
     """`--sample-break-mode eos` asks for `np.compat.long`, and numpy 2 has no `np.compat`."""
     if not hasattr(np, "compat"):
         patches.set(np, "compat", types.SimpleNamespace(long=int))
+
+
+@repair(patches=["fairseq.utils.import_user_module"], until="fairseq compares folders, and not how they are spelled")
+def user_dir_by_name(patches: Patches) -> None:
+    """`--user-dir rt_plugin`, which fairseq finds beside its own folder and calls `fairseq/../rt_plugin`, ends in
+    `ImportError: ... not globally unique` where the plugin has been imported before, as Python 3.14 needs it.
+    """
+    from fairseq import utils
+
+    import_user_module = utils.import_user_module
+
+    @functools.wraps(import_user_module)
+    def import_other_user_module(args):
+        folder = getattr(args, "user_dir", None)
+        if not folder or _found(folder, Path(utils.__file__).parent).resolve() != USER_DIR.resolve():
+            import_user_module(args)
+
+    patches.set(utils, "import_user_module", import_other_user_module)
+
+
+def _found(folder: str, fairseq: Path) -> Path:
+    """The folder that fairseq, which lies in `fairseq`, takes for a `--user-dir`: the first that is there."""
+    places = (Path(folder).absolute(), fairseq / folder, fairseq / ".." / folder)
+    return next((place for place in places if place.exists()), places[0])
 
 
 @repair(

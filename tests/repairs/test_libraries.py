@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
+from fairseq import utils
 from fairseq.data import TokenBlockDataset
 from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -18,6 +19,7 @@ from hydra._internal.utils import get_args_parser
 
 from conftest import ENVIRONMENT
 from repair_cases import with_and_without
+from rt_plugin._location import USER_DIR
 from rt_plugin.repairs import registry
 
 
@@ -114,3 +116,17 @@ def test_warnings_for_fairseq():
     warn()
     with registry.without("warnings_for_fairseq"), pytest.warns(UserWarning, match="experimental"):
         warn()
+
+
+def test_user_dir_by_name(tmp_path, monkeypatch):
+    """As where fairseq and the plugin share a folder, from another one."""
+    (tmp_path / "rt_plugin").symlink_to(USER_DIR)
+    for name in ("fairseq", "elsewhere"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(utils, "__file__", str(tmp_path / "fairseq" / "utils.py"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    def import_it():
+        utils.import_user_module(argparse.Namespace(user_dir="rt_plugin"))
+
+    assert "not globally unique" in str(with_and_without("user_dir_by_name", import_it))
