@@ -27,6 +27,8 @@ from rt_plugin.inference.batches import equal_length_batches
 from rt_plugin.inference.interface import CLASSIFICATION_HEAD
 from rt_plugin.inference.likelihood import PseudoLikelihood
 from rt_plugin.model import RecurrentRobertaModel
+from rt_plugin.model_folder.checkpoint import find_checkpoint
+from rt_plugin.model_folder.files import BEST_CHECKPOINT
 
 COLUMNS = ("what", "form", "megabytes", "accuracy", "decisions", "differing")
 
@@ -91,7 +93,9 @@ def measure(args) -> list[dict]:
     rows, table, known = [line.split("\t") for line in lines[: args.first]], [], {}
     for folder in (None, *args.graphs):
         graph = None if folder is None else Graph(folder, positions)
-        size = (args.model / "checkpoint_best.pt" if folder is None else folder / "model.onnx").stat().st_size
+        size = (
+            (find_checkpoint(args.model, BEST_CHECKPOINT) if folder is None else folder / "model.onnx").stat().st_size
+        )
         right = {}
         if pairs:
             stand_in = SimpleNamespace(

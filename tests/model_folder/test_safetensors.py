@@ -1,5 +1,6 @@
 """A model without pickle: read by all that reads a checkpoint, and what is wrong with it is named."""
 
+import csv
 import json
 import shutil
 import struct
@@ -109,6 +110,64 @@ def test_it_is_validated_and_trained_on(exported, data_bin, train_here, tmp_path
             weights.append(read_checkpoint(folder / "checkpoint_last.pt")["model"])
     for one, other in zip(weights[:2], weights[2:], strict=True):
         assert all(weight.equal(other[name]) for name, weight in one.items())
+
+
+def test_a_sweep_starts_from_it(exported, glue_dir, tmp_path, monkeypatch):
+    """rt-plugin finetune-glue, and with it the task rt_glue: the same numbers as from fairseq's file."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    options = (
+        "--tasks",
+        "QNLI",
+        "--lr",
+        "1e-3",
+        "--seeds",
+        "3",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "16",
+        "--threads",
+        "1",
+    )
+    rows = []
+    for folder in exported:
+        command = ("finetune-glue", glue_dir / "out", tmp_path / folder.name, "--model", folder, *options)
+        assert main([*map(str, command)]) == 0
+        with (tmp_path / folder.name / "results.csv").open(newline="") as file:
+            rows.append([{**row, "model": "", "seconds": "", "checkpoint": ""} for row in csv.DictReader(file)])
+    assert len(rows[0]) == 1 and rows[0] == rows[1]
+
+
+def test_a_classifier_of_it(exported, glue_dir, tmp_path):
+    """Fine-tuned, passed on as safetensors: predict-glue, classify, fairseq-validate, and the start of another task."""
+    start = ("--finetune-from-model", exported[1] / "model.safetensors", "--arch", "recurrent_roberta_tiny")
+    training = (
+        *("--user-dir", "rt_plugin", "--task", "rt_glue", "--criterion", "rt_glue", "--optimizer", "adam"),
+        *("--lr", "1e-3", "--max-update", "2", "--batch-size", "8", "--cpu", "--num-workers", "0"),
+        *("--no-epoch-checkpoints", "--best-checkpoint-metric", "score", "--maximize-best-checkpoint-metric"),
+    )
+    before, after, data = tmp_path / "before", tmp_path / "after", glue_dir / "out" / "QNLI"
+    run_command("fairseq-train", data, *training, *start, "--save-dir", before)
+    assert main(["export", str(before), str(after), "--format", "safetensors", "--precision", "float32"]) == 0
+    assert not (after / "checkpoint_best.pt").exists()
+    predictions, accuracies = [], []
+    for folder, name in ((before, "checkpoint_best.pt"), (after, "model.safetensors")):
+        out = tmp_path / f"{folder.name}.tsv"
+        rows = ("predict-glue", "rows", folder, glue_dir / "QNLI" / "dev.tsv", out, "--cpu", "--split", "valid")
+        assert main([*map(str, rows)]) == 0
+        predictions.append(out.read_text())
+        options = ("--task", "rt_glue", "--cpu", "--batch-size", "8", "--log-format", "json")
+        result = run_command("fairseq-validate", data, "--user-dir", "rt_plugin", *options, "--path", folder / name)
+        (line,) = (line for line in result.stdout.splitlines() if "| valid | {" in line)
+        accuracies.append(json.loads(line[line.index("{") :])["valid_accuracy"])
+    assert predictions[0] == predictions[1] and accuracies[0] == accuracies[1]
+    loaded = [hub.from_pretrained(str(folder)) for folder in (before, after)]
+    assert loaded[0].classify("Who won?", "They won.") == loaded[1].classify("Who won?", "They won.")
+    again = ("--finetune-from-model", after / "model.safetensors", "--arch", "recurrent_roberta_tiny")
+    result = run_command(
+        "fairseq-train", glue_dir / "out" / "STS-B", *training, *again, "--save-dir", tmp_path / "other"
+    )
+    assert "was fine-tuned on QNLI: its head is left out" in result.stdout + result.stderr
 
 
 def test_exported_back(exported, tmp_path):
