@@ -176,6 +176,7 @@ def _machine_has(instructions) -> bool:
     return needed in flags
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("instructions", ("baseline", "avx2", "avx512", "avx512bf16"))
 def test_cpu_kernels_under_sanitizers(instructions, dtype, cpu_driver, tmp_path):
@@ -193,6 +194,7 @@ def test_cpu_kernels_give_the_same_bits_for_any_number_of_threads(cpu_driver, tm
         assert all(torch.equal(a, b) for pair in zip(one, other, strict=True) for a, b in zip(*pair, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_cuda_source_on_the_cpu_under_sanitizers(dtype, cuda_driver, tmp_path):
     cases = (*DRIVER_CASES, *CASES[::11], *WIDE_CASES[:2], *CHAIN_CASES[:1])
@@ -274,6 +276,7 @@ def nvcc():
     return found
 
 
+@pytest.mark.slow
 def test_cuda_source_compiles(nvcc, tmp_path):
     """For one architecture, to machine code; no kernel may spill registers to memory."""
     command = [nvcc, "-std=c++17", "-O3", "-arch=sm_90", "-Xptxas=-v", "-cubin", CSRC / "cuda.cu", "-o", tmp_path / "x"]

@@ -218,7 +218,9 @@ def test_workers_that_are_told_to_stop(method, train, tmp_path, monkeypatch):
     with started_by(method):
         assert train_with_signalled_workers(tmp_path / "with") == (0, [1, 2, 3, 4], [])
         if method == "fork":  # what starts from nothing has all repairs
-            with registry.without("workers_that_are_told_to_stop"), pytest.raises(RuntimeError, match="DataLoader wor"):
+            # "DataLoader worker is killed", or its socket is closed while it hands over a batch
+            ended = pytest.raises((RuntimeError, OSError, EOFError), match="DataLoader wor|[Cc]onnection|pipe|file|^$")
+            with registry.without("workers_that_are_told_to_stop"), ended:
                 train_with_signalled_workers(tmp_path / "without")
 
 
