@@ -58,6 +58,7 @@ COLUMNS = (
     *("against_transformers", "against_sorted", "machine"),  # how many times as fast
 )
 BATCH = 32  # of natural lengths
+IN_A_ROW = 50  # calls with one sentence: who waits for one has nothing else of this size in the caches
 Encode = Callable[[torch.Tensor], object]  # (B, L) token ids, padded or not -> anything
 LOADING = {
     "ours": "import rt_plugin; from rt_plugin.model import RecurrentRobertaModel as M; M.from_pretrained(sys.argv[1])",
@@ -107,12 +108,7 @@ def of_ours(size: str) -> Encode:
     lay_out_alike(model)
     if are_quicker():
         prepare(model)
-
-    def encode(tokens):
-        with quick_projections():
-            return model(tokens, features_only=True)
-
-    return encode
+    return of_fairseq(model)
 
 
 def of_transformers(model) -> Encode:
@@ -250,8 +246,9 @@ def batches(tokens: list[torch.Tensor], order: str) -> list[torch.Tensor]:
 
 def each(encode: Encode, inputs: list[torch.Tensor]) -> Callable[[], None]:
     def run():
-        for tokens in inputs:
-            encode(tokens)
+        with quick_projections(many=len(inputs) > 1):  # of models that were given to `prepare`
+            for tokens in inputs:
+                encode(tokens)
 
     return run
 
@@ -282,6 +279,14 @@ def functions(found: dict, tokens: list[torch.Tensor], texts: list[str] | None) 
         elif texts is not None:
             runs[name] = lambda encode=encode: encode(texts)
     return runs
+
+
+def repeated(run: Callable[[], None], calls: int) -> Callable[[], None]:
+    def run_them():
+        for _ in range(calls):
+            run()
+
+    return run_them
 
 
 def rows_of(what: str, times: dict[str, list[float]], sentences: int, machine: str) -> list[dict]:
@@ -347,12 +352,14 @@ def main() -> None:
     )
     share, rows = args.seconds / 10, []
     sections = [
-        ("1 x 16", [uniform[0][:16]], None, share),
-        (f"{batch} x {length}", uniform, None, 3 * share),
-        (f"natural, {len(natural)}", natural, texts, 5 * share),
+        ("1 x 16", [uniform[0][:16]], None, share, IN_A_ROW),
+        (f"{batch} x {length}", uniform, None, 3 * share, 1),
+        (f"natural, {len(natural)}", natural, texts, 5 * share, 1),
     ]
-    for what, tokens, words, seconds in sections:
-        times = interleaved(functions(found, tokens, words), watch, seconds, args.rounds)
+    for what, tokens, words, seconds, calls in sections:
+        runs = {name: repeated(run, calls) for name, run in functions(found, tokens, words).items()}
+        times = interleaved(runs, watch, seconds, args.rounds)
+        times = {name: [value / calls for value in values] for name, values in times.items()}
         rows += rows_of(what, times, len(tokens), machine)
     starts = loading(place)
     rounds = [{name: watch(start) for name, start in starts.items()} for _ in range(3)]

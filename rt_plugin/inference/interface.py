@@ -289,12 +289,12 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
     def _batched(self, tokens: list[Tensor], function: Callable[[Tensor], Sequence], exact: bool) -> list:
         """`function` of (B, L) token ids, which returns B results, over sentences of equal length; in their order."""
         results: list = [None] * len(tokens)
-        for numbers in equal_length_batches([len(ids) for ids in tokens], alone=exact):
-            batch = torch.stack([tokens[number] for number in numbers]).to(self.device)
-            with quick_projections():
-                found = function(batch)
-            for number, result in zip(numbers, found, strict=True):
-                results[number] = result
+        batches = list(equal_length_batches([len(ids) for ids in tokens], alone=exact))
+        with quick_projections(many=len(batches) > 1):
+            for numbers in batches:
+                batch = torch.stack([tokens[number] for number in numbers]).to(self.device)
+                for number, result in zip(numbers, function(batch), strict=True):
+                    results[number] = result
         return results
 
     def _layers(self, tokens: Tensor, all_of_them: bool) -> list[tuple[Tensor, ...]]:

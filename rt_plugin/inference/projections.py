@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _CPUINFO = Path("/proc/cpuinfo")
-_state = threading.local()  # .on: whether this thread is within `quick_projections`
+_state = threading.local()  # .on: whether this thread is within `quick_projections`; .laid_out: see `_laid_out`
 
 
 @functools.cache
@@ -35,17 +35,21 @@ def are_quicker() -> bool:
 
 
 @contextlib.contextmanager
-def quick_projections() -> Iterator[None]:
+def quick_projections(many: bool = False) -> Iterator[None]:
     """Let the projections of models that were given to `prepare` use oneDNN, in this thread, for the length of a block.
 
     Outside of it they are torch's own: who calls the model itself gets what fairseq gives.
+
+    Args:
+        many: the block reads many batches: lay the weights out in memory as oneDNN wants them once, in place of once a
+            batch. They must not change before its end. The results are the same to the last bit.
     """
-    before = getattr(_state, "on", False)
-    _state.on = True
+    before = getattr(_state, "on", False), getattr(_state, "laid_out", None)
+    _state.on, _state.laid_out = True, {} if many and before[1] is None else before[1]
     try:
         yield
     finally:
-        _state.on = before
+        _state.on, _state.laid_out = before
 
 
 def prepare(model: nn.Module) -> None:
@@ -73,7 +77,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise.default(x.contiguous(), _laid_out(weight), bias, "none", [], "")
+
+
+def _laid_out(weight: Tensor) -> Tensor:
+    """The weight in oneDNN's own order, where this block reads many batches, else as it is."""
+    kept = getattr(_state, "laid_out", None)
+    if kept is None:
+        return weight
+    if id(weight) not in kept:
+        kept[id(weight)] = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None), weight  # and keeps its id
+    return kept[id(weight)][0]
 
 
 class _Linear(torch.autograd.Function):

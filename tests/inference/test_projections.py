@@ -93,3 +93,19 @@ def test_other_types_and_copies(model):
     kept.seek(0)
     again, features = torch.load(kept, weights_only=False), torch.randn(3, 256)
     assert again(features).equal(model.encoder.lm_head(features))
+
+
+def test_weights_are_laid_out_once_for_many_batches(model):
+    known = logits(model)
+    with torch.profiler.profile() as profile, quick_projections(many=True):
+        found = [logits(model) for _ in range(3)]
+    calls = {entry.key: entry.count for entry in profile.key_averages()}
+    layers = len(model.encoder.sentence_encoder.layers)
+    assert calls["mkldnn::_reorder_linear_weight"] == 6 * layers + 2
+    assert all(one.equal(known) for one in found)
+    with torch.no_grad():
+        model.encoder.lm_head.dense.weight.neg_()
+        changed = logits(model)
+        model.encoder.lm_head.dense.weight.neg_()
+    assert not changed.equal(known)  # what was laid out is gone with the block
+    assert logits(model).equal(known)
