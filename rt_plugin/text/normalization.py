@@ -1,9 +1,10 @@
 """What is done to text before the tokenizer, and the file that keeps it beside the tokenizer.
 
 Data preparation, fine-tuning and the hub then treat text alike. Imports the standard library only; sacremoses is loaded
-when first needed.
+when a first text needs it.
 """
 
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -36,14 +37,6 @@ class TextNormalizer:
             raise UserError(f"text normalisation is {choice!r}, expected one of {', '.join(NORMALIZATIONS)}")
         self.choice = choice
         self.language = language
-        if choice == "none":
-            return
-        import sacremoses as moses
-
-        self._punctuation = moses.MosesPunctNormalizer(lang=language)
-        if choice == "moses-tokenize":
-            self._tokenizer = moses.MosesTokenizer(lang=language)
-            self._detokenizer = moses.MosesDetokenizer(lang=language)
 
     def tell_of_missing_rules(self, report: Callable[[str], None]) -> None:
         """Report where Moses has no rules for the language, and goes on with those of English."""
@@ -72,6 +65,24 @@ class TextNormalizer:
         if self.choice == "moses-tokenize":
             return self._detokenizer.detokenize(text.split(), unescape=False)
         return text
+
+    @functools.cached_property
+    def _punctuation(self):
+        import sacremoses
+
+        return sacremoses.MosesPunctNormalizer(lang=self.language)
+
+    @functools.cached_property
+    def _tokenizer(self):
+        import sacremoses
+
+        return sacremoses.MosesTokenizer(lang=self.language)
+
+    @functools.cached_property
+    def _detokenizer(self):
+        import sacremoses
+
+        return sacremoses.MosesDetokenizer(lang=self.language)
 
     def to_json(self) -> str:
         """What `text_normalization.json` holds."""
