@@ -15,6 +15,7 @@ import torch
 
 from rt_plugin.console.files import sha256
 from rt_plugin.errors import UserError
+from rt_plugin.inference.interface import RecurrentRobertaHubInterface
 from rt_plugin.inference.loading import from_pretrained
 from rt_plugin.model_folder.files import TOKENIZER_FILE
 from rt_plugin.text.normalization import TextNormalizer
@@ -49,6 +50,7 @@ class About:
         data: what prepare-corpus noted of the training text, or None.
         pairs: (phenomenon, accuracy in per cent) and how they were measured, or None.
         examples: sentences with masks.
+        model: the checkpoint, loaded; None where its folder has no tokenizer.
         command: of the training; "" where it is not known.
         precision: of the weights in the file.
         digests: of the exported folder's files, the weights first: name -> SHA-256.
@@ -60,6 +62,7 @@ class About:
     data: dict | None
     pairs: tuple[list[tuple[str, str]], str] | None
     examples: Sequence[str]
+    model: RecurrentRobertaHubInterface | None
     command: str = ""
     precision: str = ""
     digests: dict[str, str] = field(default_factory=dict)
@@ -73,8 +76,10 @@ def gather(args: argparse.Namespace, source: Path) -> About:
         source: the checkpoint.
 
     Raises:
-        UserError: a file cannot be read, or minimal pairs are of another checkpoint.
+        UserError: a file cannot be read, minimal pairs are of another checkpoint, or the checkpoint cannot be loaded.
     """
+    has_tokenizer = (args.model / TOKENIZER_FILE).is_file()
+    model = from_pretrained(str(args.model), source.name) if has_tokenizer else None
     normalizer = TextNormalizer.load(args.model / "text_normalization.json")
     examples = EXAMPLES if normalizer.language == "en" else ()
     if args.examples:
@@ -82,7 +87,7 @@ def gather(args: argparse.Namespace, source: Path) -> About:
         examples = [line for line in lines if line.strip()]
     notes = _read(args.notes, "--notes") if args.notes else ""
     pairs = _pairs(args.minimal_pairs, source) if args.minimal_pairs else None
-    return About(args.licence, normalizer.language, notes, _manifest(args), pairs, examples)
+    return About(args.licence, normalizer.language, notes, _manifest(args), pairs, examples, model)
 
 
 def _read(file: Path, option: str) -> str:
@@ -138,20 +143,20 @@ def _pairs(folder: Path, source: Path) -> tuple[list[tuple[str, str]], str]:
     return table, f"`rt-plugin minimal-pairs`, hiding one {settings.mask} at a time"
 
 
-def write(about: About, state: dict, folder: Path, form: str, source: Path) -> str:
+def write(about: About, state: dict, folder: Path, form: str) -> str:
     """The card of an exported folder.
 
     Args:
         state: what was exported: "model", "cfg", "extra_state", "optimizer_history".
         folder: where it is.
         form: fairseq, safetensors, huggingface or onnx.
-        source: the checkpoint that it was made of.
     """
     cfg, name = state["cfg"], folder.name
     is_masked_lm = _get(cfg["task"], "_name") not in ("rt_glue", "sentence_prediction")
     weights = next(iter(about.digests))
-    loaded = source if form in ("huggingface", "onnx") else folder / weights
-    model = from_pretrained(str(loaded.parent), loaded.name) if TOKENIZER_FILE in about.digests else None
+    model = about.model
+    if model is not None and form not in ("huggingface", "onnx"):
+        model = from_pretrained(str(folder), weights)
     size = (folder / weights).stat().st_size
     parts = [
         _head(about, state, is_masked_lm, {"huggingface": "transformers", "onnx": "onnx"}.get(form, "fairseq")),

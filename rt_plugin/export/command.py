@@ -127,7 +127,7 @@ def export(args: argparse.Namespace) -> None:
         about.digests = {name: sha256(out / name) for name in there}
         write_checksums(out, about.digests)
         with replacing(out / card.CARD_FILE) as file:
-            file.write(card.write(about, slim, out, args.format, source).encode())
+            file.write(card.write(about, slim, out, args.format).encode())
     except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a full disk
         reason = getattr(error, "strerror", "is the disk full?")
         raise UserError(f"{out}: cannot be written ({reason}); give another folder, or make room") from None

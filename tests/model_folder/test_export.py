@@ -186,6 +186,11 @@ def test_what_cannot_be_exported_is_named(trained, tmp_path, capsys):
     (folder / "checkpoint_best.pt").unlink()
     torch.save(state, folder / "checkpoint_best.pt")
     assert "1 weights are not finite in float16 (encoder.lm_head.bias is the first)" in error(folder, tmp_path / "out")
+    state["model"]["encoder.lm_head.bias"][3] = 0
+    state["model"]["encoder.of_another_model"] = torch.zeros(3)
+    torch.save(state, folder / "checkpoint_best.pt")
+    for form in ("fairseq", "safetensors"):
+        assert "encoder.of_another_model" in error(folder, tmp_path / "out", "--format", form)
     (folder / "checkpoint_best.pt").write_bytes(b"no checkpoint")
     assert "checkpoint_best.pt: not a fairseq checkpoint" in error(folder, tmp_path / "out")
     assert not list(tmp_path.glob("out/*"))
