@@ -49,6 +49,9 @@ class OneLookEncoder(TransformerEncoder):
         mask = padding if unknown or padding.any() else None
         if mask is not None:
             x = x.masked_fill(mask.unsqueeze(-1), 0)
+            lengths = (~padding).sum(dim=1, dtype=torch.int32)
+        else:
+            lengths = src_tokens.new_full(src_tokens.shape[:1], src_tokens.shape[1], dtype=torch.int32)
         x = x.transpose(0, 1)
         states, results = [x] if return_all_hiddens else [], []
         for layer in self.layers:
@@ -66,5 +69,5 @@ class OneLookEncoder(TransformerEncoder):
             "encoder_states": states,
             "fc_results": results,
             "src_tokens": [],
-            "src_lengths": [(~padding).sum(dim=1, dtype=torch.int32).unsqueeze(1)],
+            "src_lengths": [lengths.unsqueeze(1)],
         }

@@ -3,7 +3,8 @@
 
     python scripts/benchmark_inference.py [--size tiny|mini|small|...] [--sentences 512] [--seconds 240] [--out DIR]
 
-From token ids to the last layer's vectors, random weights, candidates interleaved, medians:
+From token ids to the last layer's vectors, random weights, candidates interleaved, medians; one sentence, which is called
+1,000 times, in processes of their own:
 
     ours                     recurrent_roberta as `from_pretrained` and the commands use it, float32; sentences of equal
                              length share a batch
@@ -58,7 +59,8 @@ COLUMNS = (
     *("against_transformers", "against_sorted", "machine"),  # how many times as fast
 )
 BATCH = 32  # of natural lengths
-IN_A_ROW = 50  # calls with one sentence: who waits for one has nothing else of this size in the caches
+ONE_SENTENCE = "1 x 16"
+CALLS, STARTS = 1000, 3  # of one sentence in a process, and how often
 Encode = Callable[[torch.Tensor], object]  # (B, L) token ids, padded or not -> anything
 LOADING = {
     "ours": "import rt_plugin; from rt_plugin.model import RecurrentRobertaModel as M; M.from_pretrained(sys.argv[1])",
@@ -77,6 +79,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=240, help="for all measurements (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=50, help="at most, of each (default: %(default)s)")
     parser.add_argument("--candidates", help="names, with a semicolon between")
+    parser.add_argument("--latency", action="store_true", help="only one sentence, in this process; prints ms")
     parser.add_argument("--out", type=Path, default=Path("benchmarks"), help="default: %(default)s")
     return parser.parse_args()
 
@@ -281,12 +284,23 @@ def functions(found: dict, tokens: list[torch.Tensor], texts: list[str] | None) 
     return runs
 
 
-def repeated(run: Callable[[], None], calls: int) -> Callable[[], None]:
-    def run_them():
-        for _ in range(calls):
-            run()
+def latency(encode: Encode) -> float:
+    """Median milliseconds of one sentence of 16 tokens, called again and again."""
+    run, watch = each(encode, [torch.randint(4, VOCABULARY, (1, 16))]), Stopwatch("cpu")
+    times = [watch(run) for _ in range(CALLS)]
+    return statistics.median(times[CALLS // 10 :])
 
-    return run_them
+
+def latencies(args: argparse.Namespace, names: list[str]) -> dict[str, list[float]]:
+    """One sentence, each candidate in a process of its own: beside others it waits for their threads and caches."""
+    times = {name: [] for name in names}
+    for _ in range(STARTS):
+        for name in names:
+            words = [sys.executable, "-W", "ignore", __file__, "--size", args.size, "--out", str(args.out)]
+            words += ["--candidates", name, "--latency"]
+            done = subprocess.run(words, check=True, capture_output=True, text=True)
+            times[name].append(float(done.stdout.split()[-1]))
+    return times
 
 
 def rows_of(what: str, times: dict[str, list[float]], sentences: int, machine: str) -> list[dict]:
@@ -331,6 +345,10 @@ def main() -> None:
     keep_freed_memory()
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
+    if args.latency:
+        for encode, _ in candidates(args).values():
+            print(latency(encode))
+        return
     batch, length = (int(number) for number in args.uniform.split("x"))
     args.out.mkdir(parents=True, exist_ok=True)
     place = args.out / "folders"
@@ -351,15 +369,14 @@ def main() -> None:
         f"{machine}; natural: {len(natural)} sentences, {lengths.mean():.1f} tokens on average, longest {lengths.max()}"
     )
     share, rows = args.seconds / 10, []
+    one_by_one = {name for name, (_, order) in found.items() if order in ("equal", "given")}
+    rows += rows_of(ONE_SENTENCE, latencies(args, [name for name in found if name in one_by_one]), 1, machine)
     sections = [
-        ("1 x 16", [uniform[0][:16]], None, share, IN_A_ROW),
-        (f"{batch} x {length}", uniform, None, 3 * share, 1),
-        (f"natural, {len(natural)}", natural, texts, 5 * share, 1),
+        (f"{batch} x {length}", uniform, None, 3 * share),
+        (f"natural, {len(natural)}", natural, texts, 5 * share),
     ]
-    for what, tokens, words, seconds, calls in sections:
-        runs = {name: repeated(run, calls) for name, run in functions(found, tokens, words).items()}
-        times = interleaved(runs, watch, seconds, args.rounds)
-        times = {name: [value / calls for value in values] for name, values in times.items()}
+    for what, tokens, words, seconds in sections:
+        times = interleaved(functions(found, tokens, words), watch, seconds, args.rounds)
         rows += rows_of(what, times, len(tokens), machine)
     starts = loading(place)
     rounds = [{name: watch(start) for name, start in starts.items()} for _ in range(3)]

@@ -112,8 +112,9 @@ class _Linear(torch.autograd.Function):
 def _is_quick(x: Tensor, weight: Tensor) -> bool:
     return (
         getattr(_state, "on", False)
-        and x.dtype == weight.dtype == torch.float32
-        and x.device.type == weight.device.type == "cpu"
+        and x.dtype is weight.dtype is torch.float32
+        and x.is_cpu
+        and weight.is_cpu
         and x.numel() > 0
         and not torch.compiler.is_compiling()
     )
