@@ -3,8 +3,8 @@
 
     python scripts/benchmark_inference.py [--size tiny|mini|small|...] [--sentences 512] [--seconds 240] [--out DIR]
 
-From token ids to the last layer's vectors, random weights, candidates interleaved, medians; one sentence, which is called
-1,000 times, in processes of their own:
+From token ids to the last layer's vectors, random weights, candidates interleaved, medians; one sentence again and
+again, in processes of their own:
 
     ours                     recurrent_roberta as `from_pretrained` and the commands use it, float32; sentences of equal
                              length share a batch

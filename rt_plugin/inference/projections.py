@@ -56,7 +56,8 @@ def prepare(model: nn.Module) -> None:
     """Make a model's linear layers, attention and output layer look whether they are within `quick_projections`.
 
     Nothing else changes: types, names and weights stay, and so does what they compute in other types than float32, on
-    other devices, in training, or compiled.
+    other devices, in training, or compiled. In memory an attention's three input weights then follow each other, so
+    that one call can read them all.
     """
     replacements = {
         nn.Linear: _forward_linear,
@@ -67,6 +68,8 @@ def prepare(model: nn.Module) -> None:
         forward = replacements.get(type(module))
         if forward is not None:
             module.forward = types.MethodType(forward, module)
+        if type(module) is MultiheadAttention:
+            _join(module)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -139,12 +142,46 @@ def _forward_attention(self, query, key, value, key_padding_mask=None, **options
     if not usual or extended or self.training or not _is_quick(query, query):
         return MultiheadAttention.forward(self, query, key, value, key_padding_mask, **options)
     length, batch, width = query.shape
-    heads = (
-        projection(query).view(length, batch, self.num_heads, self.head_dim).permute(1, 2, 0, 3)
-        for projection in (self.q_proj, self.k_proj, self.v_proj)
-    )
+    joined = _joined(self)
+    if joined is None:
+        projected = [linear(query, part.weight, part.bias) for part in _inputs(self)]
+    else:
+        projected = _onednn(query, *joined).chunk(3, dim=-1)
+    heads = (x.view(length, batch, self.num_heads, self.head_dim).permute(1, 2, 0, 3) for x in projected)
     seen = F.scaled_dot_product_attention(*heads)
     return self.out_proj(seen.permute(2, 0, 1, 3).reshape(length, batch, width)), None
+
+
+def _inputs(attention: MultiheadAttention) -> tuple[nn.Module, nn.Module, nn.Module]:
+    return attention.q_proj, attention.k_proj, attention.v_proj
+
+
+def _join(attention: MultiheadAttention) -> None:
+    """Put weights and biases of the three input projections, views from now on, into one tensor each."""
+    parts = _inputs(attention)
+    if any(type(part) is not nn.Linear or part.bias is None for part in parts):
+        return
+    if any(part.weight.shape != parts[0].weight.shape for part in parts):
+        return
+    attention.joined = tuple(torch.cat([getattr(part, name).detach() for part in parts]) for name in ("weight", "bias"))
+    for name, whole in zip(("weight", "bias"), attention.joined, strict=True):
+        for part, view in zip(parts, whole.chunk(3), strict=True):
+            getattr(part, name).data = view
+
+
+def _joined(attention: MultiheadAttention) -> tuple[Tensor, Tensor] | None:
+    """(3 d, d) weight and (3 d,) bias of query, key and value; None where they are not, or no more, what is in use."""
+    joined = vars(attention).get("joined")
+    if joined is None or torch.is_grad_enabled():
+        return None
+    for number, part in enumerate(_inputs(attention)):
+        for parameter, whole in ((part.weight, joined[0]), (part.bias, joined[1])):
+            if (
+                parameter is None
+                or parameter.data_ptr() != whole.data_ptr() + number * parameter.numel() * whole.element_size()
+            ):
+                return None
+    return joined
 
 
 @_named_forward
