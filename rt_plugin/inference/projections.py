@@ -175,11 +175,8 @@ def _joined(attention: MultiheadAttention) -> tuple[Tensor, Tensor] | None:
     if joined is None or torch.is_grad_enabled():
         return None
     for number, part in enumerate(_inputs(attention)):
-        for parameter, whole in ((part.weight, joined[0]), (part.bias, joined[1])):
-            if (
-                parameter is None
-                or parameter.data_ptr() != whole.data_ptr() + number * parameter.numel() * whole.element_size()
-            ):
+        for used, whole in ((part.weight, joined[0]), (part.bias, joined[1])):
+            if used is None or used.data_ptr() != whole.data_ptr() + number * used.nbytes:
                 return None
     return joined
 
