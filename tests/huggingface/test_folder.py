@@ -368,7 +368,7 @@ def test_without_safetensors(verb, committed, tmp_path, monkeypatch, capsys):
 
 
 def test_a_pooling_that_the_code_in_the_folder_lacks_is_refused(tmp_path, capsys):
-    model = write_model_folder(tmp_path / "model", "forward", labels=("yes", "no"), pooling="pair")
+    model = write_model_folder(tmp_path / "model", "forward", labels=("entailment", "not_entailment"), pooling="pair")
     assert main(["export", str(model), str(tmp_path / "out"), "--format", "huggingface"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "was tuned with --pooling pair; a folder for transformers can have first, mean, max" in line
