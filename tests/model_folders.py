@@ -11,7 +11,9 @@ from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.models.roberta import RobertaModel
 
 from conftest import REPOSITORY
+from rt_plugin.glue.pooling import PoolingHook
 from rt_plugin.glue.prepared import label_dictionary
+from rt_plugin.inference.interface import CLASSIFICATION_HEAD as HEAD
 from rt_plugin.model import RecurrentRobertaModel
 from rt_plugin.model_folder.dictionary import load_dictionary
 
@@ -74,7 +76,9 @@ def write_model_folder(folder: Path, shape: str, *, labels=None, pooling=None, p
     model = _build(options, dictionary)
     task = {"_name": "rt_masked_lm", "tokens_per_sample": positions}
     if labels is not None:
-        model.register_classification_head("sentence_classification_head", num_classes=len(labels) or 1)
+        model.register_classification_head(HEAD, num_classes=len(labels) or 1)
+        if pooling:
+            PoolingHook(model, HEAD, pooling, dictionary.pad(), dictionary.eos())
         task = {"_name": "rt_glue", "pooling": pooling or "first", "max_positions": positions}
         (folder / "glue.json").write_text(json.dumps({"task": "QNLI" if labels else "STS-B", "splits": {}}))
         if labels:

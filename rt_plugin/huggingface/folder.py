@@ -152,17 +152,17 @@ def _head(weights: dict[str, torch.Tensor], task: dict, model: Path, source: Pat
     name = task.get("classification_head_name") or names[0]
     if names != [name]:
         raise UserError(f"{source}: has the heads {', '.join(names)}, expected one alone; use --format fairseq")
-    dense, output = (weights.get(f"classification_heads.{name}.{part}.weight") for part in ("dense", "out_proj"))
-    if dense is None or output is None or dense.shape[0] != dense.shape[1]:
-        raise UserError(
-            f"{source}: the head {name} has other matrices than a square one and one of its width, which no folder for "
-            "transformers can hold; use --format fairseq"
-        )
     pooling = str(task.get("pooling") or "first")
     if pooling not in _POOLINGS:
         raise UserError(
             f"{source}: was tuned with --pooling {pooling}; a folder for transformers can have {', '.join(_POOLINGS)}; "
             "use --format fairseq"
+        )
+    dense, output = (weights.get(f"classification_heads.{name}.{part}.weight") for part in ("dense", "out_proj"))
+    if dense is None or output is None or dense.shape[0] != dense.shape[1]:
+        raise UserError(
+            f"{source}: the head {name} has other matrices than a square one and one of its width, which no folder for "
+            "transformers can hold; use --format fairseq"
         )
     labels_file, glue_file = model / LABEL_DICTIONARY_FILE, model / GLUE_FILE
     labels = None
