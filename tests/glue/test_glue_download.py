@@ -228,6 +228,7 @@ class TestBadInput:
             (b"<html>moved</html>", "not a zip file"),
             (archive(**{"QNLI/train.tsv": "x"}), "no dev.tsv in it"),
         ],
+        ids=["nothing", "a page", "another archive"],
     )
     def test_what_the_server_sends(self, server, fetch, tmp_path, content, message):
         server["files"]["/QNLI.zip"] = content
