@@ -11,8 +11,7 @@ import logging
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.library import register_fake
+from torch import Tensor, library
 
 from rt_plugin import reference
 from rt_plugin.errors import UserError
@@ -88,8 +87,8 @@ def _fake_backward(dh, x12, alpha, beta, c_bias, gate_bias, c, step_size, gate, 
 
 
 if not _REASONS["cpu"]:
-    register_fake("rt_plugin::swish_rnn_forward", _fake_forward)
-    register_fake("rt_plugin::swish_rnn_backward", _fake_backward)
+    library.register_fake("rt_plugin::swish_rnn_forward", _fake_forward)
+    library.register_fake("rt_plugin::swish_rnn_backward", _fake_backward)
 
 
 class _Bound:

@@ -25,7 +25,7 @@ from op_cases import (
     reference_results,
     relative_error,
 )
-from torch.library import opcheck
+from torch import library as torch_library
 
 from rt_plugin import UserError, ops
 from rt_plugin.modules import RecurrentFFN
@@ -245,9 +245,9 @@ def test_opcheck(shape, dtype, save_state, device):
     x12, parameters, dh = _to(device, *make_inputs(*shape, dtype, parameter_dtype=torch.float32))
     for tensor in (x12, x12.transpose(0, 1).contiguous().transpose(0, 1)):
         arguments = (tensor, *parameters, 2, "gelu", False)
-        opcheck(torch.ops.rt_plugin.swish_rnn_forward.default, (*arguments, save_state))
+        torch_library.opcheck(torch.ops.rt_plugin.swish_rnn_forward.default, (*arguments, save_state))
         backward_arguments = (dh, tensor, *parameters, torch.zeros_like(dh), 2, "gelu", False)
-        opcheck(torch.ops.rt_plugin.swish_rnn_backward.default, backward_arguments)
+        torch_library.opcheck(torch.ops.rt_plugin.swish_rnn_backward.default, backward_arguments)
 
 
 def _loss(*tensors):
