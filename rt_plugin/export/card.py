@@ -34,6 +34,7 @@ EXAMPLES = (
     "The keys to the cabinet <mask> on the table.",
     "I would like a cup of <mask>, please.",
 )
+_LIBRARIES = {"huggingface": "transformers", "onnx": "onnx"}  # that read the formats which this package does not
 _TOPK = 3
 _SPACE = "\u2423"  # a token that is nothing else
 _INPUT = {"path", "bytes", "sha256"}  # of an input in manifest.json
@@ -155,11 +156,11 @@ def write(about: About, state: dict, folder: Path, form: str) -> str:
     is_masked_lm = _get(cfg["task"], "_name") not in ("rt_glue", "sentence_prediction")
     weights = next(iter(about.digests))
     model = about.model
-    if model is not None and form not in ("huggingface", "onnx"):
+    if model is not None and form not in _LIBRARIES:
         model = from_pretrained(str(folder), weights)
     size = (folder / weights).stat().st_size
     parts = [
-        _head(about, state, is_masked_lm, {"huggingface": "transformers", "onnx": "onnx"}.get(form, "fairseq")),
+        _head(about, state, is_masked_lm, _LIBRARIES.get(form, "fairseq")),
         f"# {name}\n\n{_what(cfg)}\n\n{_table(state, size, about.digests[weights], about.precision)}",
         _use(name, is_masked_lm, form),
         _filled(about, model) if is_masked_lm and model else "",

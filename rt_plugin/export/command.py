@@ -50,7 +50,6 @@ FORMATS = {
     "huggingface": (SAFETENSORS_FILE, "config.json"),
     "onnx": ("model.onnx", "config.json"),
 }
-FOR_OTHERS = ("huggingface", "onnx")  # not read by this package
 UNKNOWN = "unknown"
 _EMBEDDING, _OUTPUT_LAYER = "sentence_encoder.embed_tokens.weight", "lm_head.weight"  # one parameter of two names
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")
