@@ -1,6 +1,6 @@
 """Does recurrence help? Runs a written plan of pretrainings side by side, evaluates and reports it.
 
-SCALE is smoke, laptop, laptop-causes, one-gpu, paper, or the path of a plan of your own (see
+SCALE is smoke, laptop, laptop-causes, laptop-mini, one-gpu, paper, or the path of a plan of your own (see
 rt_plugin/replicate/plan.py).
 
     search     every arm at the same learning rates; where an arm's best rate is at the edge of the grid, the grid is
