@@ -35,6 +35,7 @@ VERBS = {
     "show-recurrence": ("rt_plugin.evaluation.show_recurrence", "what a recurrence has learned, how far back it sees"),
     "replicate": ("rt_plugin.replicate.command", "a written plan of pretrainings, run, evaluated and reported"),
     "replicate-report": ("rt_plugin.replicate.report", "its tables and figures, from the CSV files alone"),
+    "time-updates": ("rt_plugin.replicate.steps", "how long an update of each arm of a plan takes, side by side"),
     "held-out": ("rt_plugin.replicate.heldout", "loss on held-out text, by position and by frequency of the token"),
 }
 

@@ -7,6 +7,7 @@ rt_plugin/replicate/plan.py).
                extended for all arms
     final      every arm at its best rate, with seeds that the search has not seen, the same for all: equal seeds read
                the same batches with the same masks
+    time       an update of every arm, side by side in one program, after the trainings
     evaluate   loss of the final encoders on the split `test` of the corpus, the masks the same for all; minimal pairs
                with --pairs; fine-tuning sweeps with --glue
     report     tables and figures
@@ -40,7 +41,7 @@ from rt_plugin.replicate.results import PLAN_FILE, read_results_plan, results_fo
 from rt_plugin.replicate.runs import adopt, check_folder, end_run, launch_command, read_curve, read_ending
 from rt_plugin.replicate.search import at_edge, best_rates, has_ended, learning_rates, search_losses
 
-STAGES = ("search", "final", "evaluate", "report")
+STAGES = ("search", "final", "time", "evaluate", "report")
 _DEFAULT_NICE = 10
 
 
@@ -104,6 +105,14 @@ class Replication:
                 f"{self.out}: {len(left)} runs of the search are left, {left[0].name} first: --stage search"
             )
         return self.plan.final_runs(best_rates(search_losses(self.plan, rates, self.out)))
+
+    def time(self) -> None:
+        """Time an update of every arm, unless that was done.
+
+        Raises:
+            UserError: the measurement broke off.
+        """
+        evaluation.time_updates(self.plan, self.data, self.out, self.pool)
 
     def evaluate(self, pairs: Sequence[Path], glue: Path | None) -> None:
         """Measure the final encoders: on the test split; where given, on minimal pairs and GLUE.
@@ -296,6 +305,7 @@ def run(args: argparse.Namespace) -> None:
         stages: dict[str, Callable[[], None]] = {
             "search": replication.search,
             "final": replication.final,
+            "time": replication.time,
             "evaluate": lambda: replication.evaluate(args.pairs, args.glue),
             "report": replication.report,
         }

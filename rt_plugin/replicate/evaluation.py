@@ -1,4 +1,4 @@
-"""What is measured on the final encoders, each in a program of its own: held-out loss, minimal pairs, fine-tuning."""
+"""What is measured, each in a program of its own: time of an update; on final encoders loss, minimal pairs, GLUE."""
 
 import shlex
 from collections.abc import Sequence
@@ -11,6 +11,9 @@ from rt_plugin.replicate.pool import Job, Pool, verb
 from rt_plugin.replicate.results import (
     HELD_OUT_FILES,
     PAIRS_FILE,
+    PLAN_FILE,
+    STEPS_COLUMNS,
+    STEPS_FILE,
     checksum,
     evaluation_folder,
     read_csv,
@@ -22,6 +25,23 @@ from rt_plugin.replicate.results import (
 from rt_plugin.replicate.runs import CHECKPOINT_FILE
 
 PAIR_MASKS = ("token", "word")
+
+
+def time_updates(plan: Plan, data: str, out: Path, pool: Pool) -> None:
+    """Time an update of every arm, alone on the machine as far as this program goes, and write the CSV file.
+
+    A file that has all arms stays as it is.
+
+    Raises:
+        UserError: the measurement broke off.
+    """
+    file = results_folder(out) / STEPS_FILE
+    if {row["arm"] for row in read_csv(file, STEPS_COLUMNS[:2])} >= plan.arms.keys():
+        commands.report(f"{file}: was measured before; delete it to measure anew")
+        return
+    command = [*verb("time-updates"), str(results_folder(out) / PLAN_FILE), "--data", data, "--out", str(file)]
+    command += ["--threads", pool.environment["OMP_NUM_THREADS"]]
+    _run_all(Pool(1, pool.environment, pool.nice), [Job("time of an update", command, file.with_suffix(".log"))])
 
 
 def held_out_losses(plan: Plan, runs: Sequence[Run], data: str, out: Path, pool: Pool) -> None:

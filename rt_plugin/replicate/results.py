@@ -6,7 +6,7 @@ curves.csv         their validation losses: after so many updates, tokens and ho
 held_out.csv, positions.csv, frequencies.csv    of the final runs on the test split; see replicate/heldout.py
 finetuning.csv     fine-tunings of the final encoders, model: the arm; columns as in rt_plugin/glue/results.py
 minimal_pairs.csv  share of minimal pairs that the final encoders judge right
-steps.csv          seconds an update, measured side by side: arm, seconds; put there by hand
+steps.csv          seconds an update of each arm, measured side by side; see replicate/steps.py
 """
 
 import csv
@@ -34,6 +34,7 @@ RUN_COLUMNS = (
     *("scale", "stage", "arm", "options", "parameters", "learning_rate", "seed", "updates", "tokens"),
     *("valid_loss", "best_valid_loss", "test_loss", "hours", "tokens_per_second", "failed", "why", "commit", "date"),
 )
+STEPS_COLUMNS = ("arm", "seconds", "low", "high", "rounds", "tokens", "device")
 CURVE_COLUMNS = ("stage", "arm", "learning_rate", "seed", "update", "tokens", "hours", "valid_loss")
 _OF_A_RUN = ("arm", "learning_rate", "seed")
 

@@ -58,11 +58,16 @@ class Point:
 
 def launch_command(plan: Plan, run: Run, data: str, out: Path) -> list[str]:
     """The program that trains it; the same command again resumes."""
+    return [*verb("pretrain"), *launch_options(plan, run, data, run.folder(out))]
+
+
+def launch_options(plan: Plan, run: Run, data: str, save_dir: Path) -> list[str]:
+    """What `rt-plugin pretrain` is told of a run."""
     return [
-        *(*verb("pretrain"), data),
+        data,
         *("--recipe", plan.recipe, "--model", run.arm.model, "--learning-rate", f"{run.learning_rate:g}"),
         *("--updates", str(run.updates), "--warmup-updates", str(run.warmup_updates), "--seed", str(run.seed)),
-        *("--save-dir", str(run.folder(out)), *plan.launcher, "--", *plan.options, *run.arm.options),
+        *("--save-dir", str(save_dir), *plan.launcher, "--", *plan.options, *run.arm.options),
     ]
 
 

@@ -14,7 +14,7 @@ from rt_plugin.model_folder import safetensors
 
 OPEN_NO_CHECKPOINT = {
     *("backends", "train-tokenizer", "encode-text", "prepare-corpus", "plot", "unigram", "report-glue"),
-    *("glue-baselines", "prepare-glue", "replicate-report"),
+    *("glue-baselines", "prepare-glue", "replicate-report", "time-updates"),
 }
 ELSEWHERE = {
     "pretrain": "runs fairseq-train, which is in test_configuration",

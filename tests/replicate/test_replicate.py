@@ -19,7 +19,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
 from conftest import ENVIRONMENT, REPOSITORY, SAMPLE
 from rt_plugin.corpus import prepare
-from rt_plugin.replicate import command
+from rt_plugin.replicate import command, steps
 from rt_plugin.replicate.plan import SCALES, load_plan
 from rt_plugin.replicate.runs import launch_command
 
@@ -467,10 +467,11 @@ def test_final_encoders_are_evaluated_on_pairs_and_glue(data_bin, pretrained, gl
     assert "held-out loss" not in capsys.readouterr().err  # the same checkpoint is not measured again
 
 
-def test_smoke_scale_from_search_to_report(corpus, tmp_path):
-    """The real thing: four trainings and two, evaluation on the test split, tables and figures."""
+def test_smoke_scale_from_search_to_report(corpus, tmp_path, capsys):
+    """The real thing: four trainings and two, time of an update, loss on the test split, tables and figures."""
     out = tmp_path / "out"
-    assert replicate("smoke", "--out", out, "--data", corpus, "--jobs", "2", "--threads", "1", "--nice", "0") == 0
+    words = ("smoke", "--out", out, "--data", corpus, "--jobs", "2", "--threads", "1", "--nice", "0")
+    assert replicate(*words) == 0
     rows = rows_of(out / "results" / "runs.csv")
     assert [row["stage"] for row in rows] == ["search"] * 4 + ["final"] * 2
     assert {row["failed"] for row in rows} <= {"", "above unigram"}  # ten updates hardly learn the word counts
@@ -478,6 +479,30 @@ def test_smoke_scale_from_search_to_report(corpus, tmp_path):
     held_out = rows_of(out / "results" / "held_out.csv")
     assert len({row["masked"] for row in held_out}) == 1 and int(held_out[0]["masked"]) > 100
     text = (out / "results" / "report.md").read_text(encoding="utf-8")
-    assert "## Final runs" in text and "## Where the loss is" in text
+    assert "## Final runs" in text and "## Where the loss is" in text and "## At equal time" in text
+    timed = rows_of(out / "results" / "steps.csv")
+    assert [(row["arm"], row["rounds"], row["device"]) for row in timed] == [
+        ("ffn", "50", "CPU, threads: 1"),
+        ("swish-rnn", "50", "CPU, threads: 1"),
+    ]
+    assert all(0 < float(row["low"]) <= float(row["seconds"]) <= float(row["high"]) < 60 for row in timed)
+    assert all(300 < int(row["tokens"]) <= 768 for row in timed)  # of an update of at most 768, padding included
     for name in re.findall(r"\]\((\w+\.png)\)", text):
         assert (out / "results" / name).stat().st_size > 5_000
+    capsys.readouterr()
+    assert replicate(*words, "--stage", "time") == 0
+    assert "steps.csv: was measured before; delete it to measure anew" in capsys.readouterr().err
+    assert rows_of(out / "results" / "steps.csv") == timed
+
+
+def test_time_updates_refuses_in_one_line(corpus, tmp_path, capsys):
+    words = ["--data", str(corpus), "--out", str(tmp_path / "steps.csv")]
+    assert steps.main(["desktop", *words]) == 1
+    assert "SCALE desktop: No such file or directory" in capsys.readouterr().err
+    assert steps.main(["smoke", "--data", str(tmp_path), *words[2:]]) == 1
+    assert "no train.bin there" in capsys.readouterr().err
+    plan = make_plan(tmp_path, arms={"swish-rnn": {"model": "recurrent_roberta", "options": ["--recurrence-dim", "0"]}})
+    assert steps.main([plan, *words]) == 1
+    error = capsys.readouterr().err
+    assert "--recurrence-dim 0: expected a whole number of at least 1" in error and error.count("\n") == 1
+    assert not (tmp_path / "steps.csv").exists()
