@@ -65,6 +65,7 @@ def commands_that_need_fairseq(data):
         ["minimal-pairs", model, REPOSITORY / "examples" / "minimal_pairs", "--out", out],
         ["show-recurrence", model, text, "--out", out],
         ["replicate", "smoke", "--data", data, "--out", data / "replication"],
+        ["time-updates", "smoke", "--data", data, "--out", data / "steps.csv"],
         ["held-out", model, "--data", data, "--out", out],
     ]
     return [[*map(str, words)] for words in commands]
