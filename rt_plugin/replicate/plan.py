@@ -13,7 +13,7 @@ Plans are JSON files, those of the named scales in `plans/`. Keys:
                              encoder_seed, learning_rates, epochs, sweeps of tasks and seeds
     comparisons              [a, b]: is a's test loss below b's?
     substitutes              arm -> arms that take its place in the comparisons if they did better in the search
-    least_difference         in bits; what is below counts as no difference
+    least_difference         in bits; of losses, what is below counts as no difference
     verdicts, otherwise      the first verdict whose comparisons, counted from 1, are all in favour is the conclusion
     cost                     tokens_per_second of a `unit` (core, GPU), and the `source` of that figure
 """

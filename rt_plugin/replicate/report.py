@@ -178,13 +178,18 @@ def compared_arms(results: Results) -> list[tuple[str, str]]:
     return [(chosen(a), chosen(b)) for a, b in results.plan.comparisons]
 
 
-def comparison_section(results: Results, values: Mapping[str, Sequence[float]], title: str, unit: str) -> list[str]:
-    """The plan's comparisons of `values`, arm -> a value a seed, as one family of tests; lower is better."""
+def comparison_section(
+    results: Results, values: Mapping[str, Sequence[float]], title: str, unit: str, least: float
+) -> list[str]:
+    """The plan's comparisons of `values`, arm -> a value a seed, as one family of tests; lower is better.
+
+    Args:
+        least: a difference below counts as none.
+    """
     pairs = compared_arms(results)
     if any(arm not in values for pair in pairs for arm in pair):
         return []
     compared = statistics.compare([(values[a], values[b]) for a, b in pairs])
-    least = results.plan.least_difference
     rows = [
         [f"{i}. {a} - {b}", f"{c.difference:+.4f}", _interval(c), _p(c.p), _p(c.p_holm), judged(c, least)]
         for i, ((a, b), c) in enumerate(zip(pairs, compared, strict=True), start=1)
@@ -193,9 +198,10 @@ def comparison_section(results: Results, values: Mapping[str, Sequence[float]], 
     return [
         title,
         f"Difference of means over seeds, {unit}; negative favours the first arm. Each interval is for itself; p "
-        f"(Holm) is corrected for all {len(pairs)} comparisons. Below {least:g} counts as none.",
+        f"(Holm) is corrected for all {len(pairs)} comparisons."
+        + (f" Below {least:g} counts as none." if least else ""),
         markdown_table(headings, rows),
-        f"**By the plan's rule: {verdict(results.plan, compared)}**",
+        f"**By the plan's rule: {verdict(results.plan, compared, least)}**",
     ]
 
 
@@ -208,9 +214,9 @@ def judged(c: statistics.Comparison, least: float) -> str:
     return "lower" if c.difference < 0 else "higher"
 
 
-def verdict(plan: Plan, compared: Sequence[statistics.Comparison]) -> str:
+def verdict(plan: Plan, compared: Sequence[statistics.Comparison], least: float) -> str:
     """The first verdict of the plan whose comparisons are all in favour of their first arms."""
-    lower = {i for i, c in enumerate(compared, start=1) if judged(c, plan.least_difference) == "lower"}
+    lower = {i for i, c in enumerate(compared, start=1) if judged(c, least) == "lower"}
     found = (rule["says"] for rule in plan.source["verdicts"] if set(rule["in_favour"]) <= lower)
     return next(found, plan.source["otherwise"])
 
@@ -355,7 +361,7 @@ def write_report(folder: Path, out: Path) -> str:
         values[row["arm"]].append(outcome(row))
     if values and is_evaluated(results):
         title = "## First outcome: loss on the test documents"
-        parts += comparison_section(results, values, title, "bits a masked token")
+        parts += comparison_section(results, values, title, "bits a masked token", results.plan.least_difference)
     parts += pairs_section(results, folder)
     parts += [*time_section(results, folder), *position_section(folder), *stability_section(folder)]
     parts += failures_section(results)
@@ -380,7 +386,7 @@ def pairs_section(results: Results, folder: Path) -> list[str]:
         title = f"## Second outcome: minimal pairs, {data}, --mask {mask}"
         rows = [[arm, str(len(x)), _mean_and_spread([100 - v for v in x])] for arm, x in values.items()]
         parts += [title, markdown_table(["arm", "seeds", "per cent right, mean over paradigms"], rows)]
-        parts += comparison_section(results, values, "", "points of wrong pairs")[1:]
+        parts += comparison_section(results, values, "", "points of wrong pairs", least=0)[1:]
     return parts
 
 

@@ -211,6 +211,7 @@ def test_minimal_pairs_are_the_second_outcome(results):
     text = results(LOSSES).split("## Second outcome: minimal pairs, blimp, --mask word")[1]
     assert cells(text, "swish-rnn")[1:] == ["3", "70.0000 ± 1.0000"]
     assert cells(text, "1. swish-rnn - ffn")[1] == "-10.0000"  # points of wrong pairs
+    assert "counts as none" not in text  # the least difference is one of losses
 
 
 def test_the_same_csv_files_give_the_same_report(results, tmp_path_factory):
