@@ -10,7 +10,7 @@ The same CSV files give the same report.md and figures.json.
 import argparse
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from rt_plugin.replicate.results import (
     PAIRS_FILE,
     RUN_COLUMNS,
     RUNS_FILE,
+    STEPS_COLUMNS,
     STEPS_FILE,
     read_csv,
     read_results_plan,
@@ -229,9 +230,18 @@ def _p(value: float) -> str:
     return "-" if math.isnan(value) else "< 0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
+def read_steps(folder: Path) -> dict[str, float]:
+    """Arm -> seconds an update; empty where that was not measured.
+
+    Raises:
+        UserError: the file is broken.
+    """
+    return {row["arm"]: float(row["seconds"]) for row in read_csv(folder / STEPS_FILE, STEPS_COLUMNS[:2])}
+
+
 def time_section(results: Results, folder: Path) -> list[str]:
     """Validation loss at equal time: where each arm's curve is when the fastest arm has done all its updates."""
-    steps = {row["arm"]: float(row["seconds"]) for row in read_csv(folder / STEPS_FILE, ("arm", "seconds"))}
+    steps = read_steps(folder)
     curves = {arm: _mean_curve(results, arm) for arm in results.arms(FINAL) if arm in steps}
     if not curves:
         return []
@@ -297,7 +307,7 @@ def _weighted(rows: Sequence[Mapping[str, str]]) -> str:
 
 def make_figures(results: Results, folder: Path) -> list[Figure]:
     """All figures for which there are data."""
-    found = [_curves_figure(results, stage) for stage in (SEARCH, FINAL) if results.of(stage)]
+    found = [_curves_figure(results, stage, read_steps(folder)) for stage in (SEARCH, FINAL) if results.of(stage)]
     if losses := _search_losses(results):
         finite = {a: {r: x for r, x in rates.items() if math.isfinite(x)} for a, rates in losses.items()}
         series = [Series(arm, sorted(rates), [rates[r] for r in sorted(rates)]) for arm, rates in finite.items()]
@@ -309,15 +319,25 @@ def make_figures(results: Results, folder: Path) -> list[Figure]:
     return found
 
 
-def _curves_figure(results: Results, stage: str) -> Figure:
-    """Loss against tokens and hours: of the search each arm's best run, of the final runs all seeds."""
+def _curves_figure(results: Results, stage: str, steps: Mapping[str, float]) -> Figure:
+    """Loss against tokens and hours: of the search each arm's best run, of the final runs all seeds.
+
+    Args:
+        steps: arm -> seconds an update; where all arms are there, hours are updates of so long, and not those that
+            passed, in which trainings side by side and other programs took turns.
+    """
+    shown = _shown(results, stage)
+    axes: dict[str, Callable[[Mapping[str, str]], float]] = {"million tokens": lambda p: float(p["tokens"]) / 1e6}
+    if all(row["arm"] in steps for row in shown):
+        axes["hours, updates timed side by side"] = lambda p: int(p["update"]) * steps[p["arm"]] / 3600
+    else:
+        axes["hours (machine shared)"] = lambda p: float(p["hours"])
     panels = []
-    for column, label, unit in (("tokens", "million tokens", 1e6), ("hours", "hours (machine shared)", 1)):
+    for label, x in axes.items():
         series = []
-        for row in _shown(results, stage):
+        for row in shown:
             curve = [point for point in results.curves.get(_key(row), ()) if point["valid_loss"]]
-            x = [float(point[column]) / unit for point in curve]
-            series.append(Series(row["arm"], x, [float(point["valid_loss"]) for point in curve]))
+            series.append(Series(row["arm"], list(map(x, curve)), [float(point["valid_loss"]) for point in curve]))
         panels.append(Panel("", label, _LOSS, series))
     return Figure(f"{stage}_curves", panels)
 

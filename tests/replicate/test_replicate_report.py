@@ -166,6 +166,22 @@ def test_equal_time_reads_the_curves(results):
     assert cells(text, "swish-rnn")[2:] == ["4,000", "7.600", "6.600"]
 
 
+@pytest.mark.parametrize(
+    ("timed", "label", "x"),
+    [
+        (tuple(LOSSES), "hours, updates timed side by side", [2500 * 0.36 / 3600, 5000 * 0.36 / 3600]),
+        (("ffn", "swish-rnn"), "hours (machine shared)", [0.25, 0.5]),  # not of all arms: the hours that passed
+    ],
+)
+def test_curves_over_hours_by_the_time_of_an_update(timed, label, x, results):
+    write_csv(results.folder / "steps.csv", ("arm", "seconds"), [{"arm": arm, "seconds": 0.36} for arm in timed])
+    results(LOSSES)
+    drawn = {figure["name"]: figure for figure in json.loads((results.folder / "figures.json").read_text())}
+    tokens, hours = drawn["final_curves"]["panels"]
+    assert hours["xlabel"] == label and hours["series"][0]["x"] == pytest.approx(x)
+    assert tokens["series"][0]["x"] == [10, 20]
+
+
 def test_stability_of_finetuning(results):
     rows = []
     for model, scores in (("ffn", (0.5, 0.6, 0.58)), ("swish-rnn", (0.6, 0.605, 0.6))):
