@@ -18,7 +18,8 @@ rt_plugin/replicate/plan.py).
     OUT/results/                 CSV files, report.md, figures: what `rt-plugin replicate-report` makes the report from
 
 The same command goes on where an earlier one was stopped: finished runs stay, those under way continue from their last
-checkpoint. A run that diverged is a row that says so and is not run again; one that broke off is tried again.
+checkpoint. A run that diverged is a row that says so and is not run again; one that broke off is tried again. Where the
+machine is another one, --continue-from takes over what a copy of OUT/results says.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from rt_plugin.errors import UserError
 from rt_plugin.pretrain.launch import check_data
 from rt_plugin.pretrain.recipes import RECIPES
 from rt_plugin.replicate import evaluation, report
+from rt_plugin.replicate.carried import carry
 from rt_plugin.replicate.plan import SCALES, Plan, Run, load_plan
 from rt_plugin.replicate.pool import Job, Pool
 from rt_plugin.replicate.results import PLAN_FILE, read_results_plan, results_folder, write_runs
@@ -115,15 +117,18 @@ class Replication:
         evaluation.time_updates(self.plan, self.data, self.out, self.pool)
 
     def evaluate(self, pairs: Sequence[Path], glue: Path | None) -> None:
-        """Measure the final encoders: on the test split; where given, on minimal pairs and GLUE.
+        """Measure the final encoders that there are: on the test split; where given, on minimal pairs and GLUE.
 
         Raises:
-            UserError: final runs are left, or a measurement broke off.
+            UserError: no final run has ended, or a measurement broke off.
         """
         runs = self.final_runs()
-        if left := [run for run in runs if not has_ended(run, self.out)]:
-            raise UserError(f"{self.out}: {len(left)} final runs are left, {left[0].name} first; --stage final")
-        good = [run for run in runs if not read_ending(run, self.out).failed]
+        ended = [run for run in runs if has_ended(run, self.out)]
+        if not ended:
+            raise UserError(f"{self.out}: no final run has ended, {runs[0].name} is the first; --stage final")
+        if len(ended) < len(runs):
+            commands.report(f"{len(runs) - len(ended)} of {len(runs)} final runs are left; the others are measured")
+        good = [run for run in ended if not read_ending(run, self.out).failed]
         evaluation.held_out_losses(self.plan, good, self.data, self.out, self.pool)
         self.write()
         if pairs:
@@ -223,27 +228,26 @@ def describe(plan: Plan) -> str:
         f"grid adds {len(plan.search.arms) * len(plan.search.seeds)}",
     ]
     if f := plan.finetuning:
-        count = sum(len(tasks) * len(seeds) for tasks, seeds in f.sweeps) * len(f.learning_rates)
         arms = ", ".join(f.arms)
-        lines.append(f"with --glue: {count * len(f.arms)} fine-tunings, {count} for each of {arms}; not in these hours")
+        lines.append(
+            f"with --glue: {f.runs * len(f.arms)} fine-tunings, {f.runs} for each of {arms}; not in these hours"
+        )
     return "\n\n".join(lines)
 
 
-def refuse_other_plan(plan: Plan, out: Path) -> None:
-    """Refuse a folder whose runs were trained otherwise; other rates, seeds and comparisons are welcome.
+def refuse_other_plan(plan: Plan, results: Path, remedy: str) -> None:
+    """Refuse a folder of results whose runs were trained otherwise; other rates, seeds and comparisons are welcome.
 
     Raises:
         UserError: it is one.
     """
-    if not (results_folder(out) / PLAN_FILE).is_file():
-        return
-    before = read_results_plan(results_folder(out))
+    before = read_results_plan(results)
     for name in ("recipe", "launcher", "options", "arms"):
         then, now = getattr(before, name), getattr(plan, name)
         if name == "arms":  # further ones are welcome
             now = {arm: now.get(arm) for arm in then}
         if then != now:
-            raise UserError(f"{out}: was begun with a plan of another {name!r}; choose another --out")
+            raise UserError(f"{results}: was begun with a plan of another {name!r}; {remedy}")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -266,6 +270,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=(),
         metavar="FOLDER",
         help="--save-dirs of rt-plugin pretrain, begun or finished elsewhere: each is linked to the run that it is of",
+    )
+    parser.add_argument(
+        "--continue-from",
+        type=Path,
+        metavar="FOLDER",
+        help="OUT/results of the same plan, brought here from another machine: the runs in it that have ended, and "
+        "that OUT does not have, are taken over and not trained again",
     )
     parser.add_argument(
         "--pairs", nargs="+", type=Path, default=(), metavar="DATA", help="as for rt-plugin minimal-pairs, one or more"
@@ -298,7 +309,12 @@ def run(args: argparse.Namespace) -> None:
     pool = Pool(args.jobs, {"OMP_NUM_THREADS": str(args.threads), "PYTHONPATH": package}, args.nice)
     replication = Replication(plan, args.out, args.data, pool, args.keep_going)
     with only_user_of(args.out, "another replication is at work there; wait for it, or choose another --out"):
-        refuse_other_plan(plan, args.out)
+        if (results_folder(args.out) / PLAN_FILE).is_file():
+            refuse_other_plan(plan, results_folder(args.out), "choose another --out")
+        if args.continue_from:
+            refuse_other_plan(plan, args.continue_from, "give its plan, or other results")
+            taken = carry(plan, replication.all_runs, args.continue_from, args.out)
+            commands.report(f"{args.continue_from}: {len(taken)} runs taken over")
         if args.adopt:
             for folder, found in adopt(plan, replication.all_runs(), args.adopt, args.out):
                 commands.report(f"{folder}: adopted as {found.stage} {found.name}")

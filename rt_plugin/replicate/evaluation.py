@@ -11,18 +11,21 @@ from rt_plugin.replicate.pool import Job, Pool, verb
 from rt_plugin.replicate.results import (
     HELD_OUT_FILES,
     PAIRS_FILE,
+    PHENOMENA_FILE,
     PLAN_FILE,
     STEPS_COLUMNS,
     STEPS_FILE,
     checksum,
     evaluation_folder,
+    finetuning_file,
+    pairs_folder,
     read_csv,
     results_folder,
     write_csv,
     write_evaluations,
     write_finetunings,
 )
-from rt_plugin.replicate.runs import CHECKPOINT_FILE
+from rt_plugin.replicate.runs import CHECKPOINT_FILE, read_carried
 
 PAIR_MASKS = ("token", "word")
 
@@ -47,7 +50,8 @@ def time_updates(plan: Plan, data: str, out: Path, pool: Pool) -> None:
 def held_out_losses(plan: Plan, runs: Sequence[Run], data: str, out: Path, pool: Pool) -> None:
     """Evaluate the final encoders on the test split, and write the CSV files of all.
 
-    What was measured on the same checkpoint with the same masks is not measured again.
+    What was measured on the same checkpoint with the same masks is not measured again; what was taken over from
+    another machine stays.
 
     Raises:
         UserError: a measurement broke off.
@@ -59,8 +63,11 @@ def held_out_losses(plan: Plan, runs: Sequence[Run], data: str, out: Path, pool:
         command += ["--labels", run.name, "--mask-seed", str(plan.mask_seed)]
         command += ["--cpu"] if "--cpu" in plan.launcher else []
         there = read_csv(folder / HELD_OUT_FILES[0])
-        wanted = (checksum(run.folder(out) / CHECKPOINT_FILE), str(plan.mask_seed))
-        if not there or (there[0]["checkpoint"], there[0]["mask_seed"]) != wanted:
+        if read_carried(run.folder(out)):
+            checkpoint = there[0]["checkpoint"]
+        else:
+            checkpoint = checksum(run.folder(out) / CHECKPOINT_FILE)
+        if not there or (there[0]["checkpoint"], there[0]["mask_seed"]) != (checkpoint, str(plan.mask_seed)):
             jobs.append(Job(f"held-out loss of {run.name}", command, folder / "held_out.log"))
     _run_all(pool, jobs)
     write_evaluations(runs, out)
@@ -76,20 +83,24 @@ def minimal_pairs(plan: Plan, runs: Sequence[Run], pairs: Sequence[Path], out: P
     for run in runs:
         for data in pairs:
             for mask in PAIR_MASKS:
-                folder = evaluation_folder(run, out) / f"{data.stem}-{mask}"
+                folder = pairs_folder(run, data.stem, mask, out)
                 command = [*verb("minimal-pairs"), str(run.folder(out)), str(data), "--out", str(folder)]
                 command += ["--mask", mask, "--name", run.name, *(["--cpu"] if "--cpu" in plan.launcher else [])]
-                jobs.append(Job(f"{data.stem} ({mask}) with {run.name}", command, folder / "minimal_pairs.log"))
+                if read_carried(run.folder(out)) is None:
+                    jobs.append(Job(f"{data.stem} ({mask}) with {run.name}", command, folder / "minimal_pairs.log"))
+                elif not (folder / PHENOMENA_FILE).is_file():
+                    commands.report(f"WARNING: {run.name} was taken over, and not measured on {data.stem} ({mask})")
                 places.append((run, data.stem, folder))
     _run_all(pool, jobs)
     rows = [
         {"arm": run.arm.name, "learning_rate": f"{run.learning_rate:g}", "seed": run.seed, "data": data, **row}
         for run, data, folder in places
-        for row in read_csv(folder / "phenomena.csv", ("phenomenon", "mask", "accuracy"))
+        for row in read_csv(folder / PHENOMENA_FILE, ("phenomenon", "mask", "accuracy"))
     ]
     for row in rows:
         row.pop("model")
-    write_csv(results_folder(out) / PAIRS_FILE, list(rows[0]), rows)
+    if rows:
+        write_csv(results_folder(out) / PAIRS_FILE, list(rows[0]), rows)
 
 
 def finetune(plan: Plan, runs: Sequence[Run], glue: Path, out: Path, pool: Pool) -> None:
@@ -106,6 +117,21 @@ def finetune(plan: Plan, runs: Sequence[Run], glue: Path, out: Path, pool: Pool)
     encoders = [run for run in runs if run.arm.name in f.arms and run.seed == f.encoder_seed]
     if not encoders:
         raise UserError(f"--glue: no final run of {', '.join(f.arms)} with seed {f.encoder_seed} ended well")
+    results = [finetuning_file(run.arm.name, out) for run in encoders]
+    carried = [run for run in encoders if read_carried(run.folder(out))]
+    for run in carried:
+        found = len(read_csv(finetuning_file(run.arm.name, out)))
+        if found < f.runs:
+            raise UserError(
+                f"--glue: {run.name} was taken over with {found} of {f.runs} fine-tunings, and its encoder is not "
+                "here; to train it again, leave out --continue-from and "
+                f"remove {run.folder(out)} and {run.folder(out)}.json"
+            )
+    encoders = [run for run in encoders if run not in carried]
+    write_finetunings(results, out)
+    if not encoders:
+        commands.report("all fine-tunings were taken over")
+        return
     data, tasks = out / "glue" / "data", sorted({task for tasks, _ in f.sweeps for task in tasks})
     prepare = [*verb("prepare-glue"), str(glue), str(data), "--model", str(encoders[0].folder(out)), "--tasks", *tasks]
     if not all((data / task / "glue.json").is_file() for task in tasks):
@@ -121,7 +147,7 @@ def finetune(plan: Plan, runs: Sequence[Run], glue: Path, out: Path, pool: Pool)
             command += ["--gpus"] if "--cpu" in plan.launcher else []
             log = out / "glue" / f"{run.arm.name}-{number}.log"
             _run_all(sweeper, [Job(f"{run.arm.name} on {', '.join(names)}", command, log)])
-            write_finetunings([out / "glue" / encoder.arm.name / "results.csv" for encoder in encoders], out)
+            write_finetunings(results, out)
 
 
 def _run_all(pool: Pool, jobs: Sequence[Job]) -> None:

@@ -83,6 +83,11 @@ class Finetuning:
     epochs: int
     sweeps: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...]
 
+    @property
+    def runs(self) -> int:
+        """Fine-tunings of each encoder."""
+        return sum(len(tasks) * len(seeds) for tasks, seeds in self.sweeps) * len(self.learning_rates)
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -92,6 +92,13 @@ def outcome(row: Mapping[str, str]) -> float:
     return float(row["valid_loss"] or "nan")
 
 
+def left(results: Results) -> int:
+    """How many final runs have not ended: those of the plan's arms and seeds, but for arms that always diverged."""
+    final, losses = results.plan.final, _search_losses(results)
+    planned = [arm for arm in final.arms if any(map(math.isfinite, losses.get(arm, {}).values()))]
+    return max(0, len(planned) * len(final.seeds) - len(results.of(FINAL)))
+
+
 def is_evaluated(results: Results) -> bool:
     """Whether all final runs that did not fail have a test loss: then outcomes are comparable."""
     return all(row["test_loss"] for row in results.of(FINAL) if not row["failed"])
@@ -158,6 +165,7 @@ def final_section(results: Results) -> list[str]:
         "Means over seeds with standard deviations, bits a masked token. Test: over the <mask> positions of the test "
         "split, the same for all; validation: over all positions chosen, which differ by seed.",
         markdown_table([*headings, "failed"], rows),
+        f"**{left(results)} final runs are left: nothing is compared before all have ended.**" if left(results) else "",
     ]
 
 
@@ -188,7 +196,7 @@ def comparison_section(
         least: a difference below counts as none.
     """
     pairs = compared_arms(results)
-    if any(arm not in values for pair in pairs for arm in pair):
+    if left(results) or any(arm not in values for pair in pairs for arm in pair):
         return []
     compared = statistics.compare([(values[a], values[b]) for a, b in pairs])
     rows = [

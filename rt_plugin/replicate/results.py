@@ -24,6 +24,7 @@ from rt_plugin.replicate.runs import last_loss, read_curve, read_ending, read_pa
 
 PLAN_FILE, RUNS_FILE, CURVES_FILE = "plan.json", "runs.csv", "curves.csv"
 HELD_OUT_FILES = ("held_out.csv", "positions.csv", "frequencies.csv")
+PHENOMENA_FILE = "phenomena.csv"  # as rt-plugin minimal-pairs calls it
 PAIRS_FILE, FINETUNING_FILE, STEPS_FILE = "minimal_pairs.csv", "finetuning.csv", "steps.csv"
 ABOVE_UNIGRAM = "above unigram"
 CHECKSUM_DIGITS = 16
@@ -114,6 +115,16 @@ def evaluation_folder(run: Run, out: Path) -> Path:
     return out / "evaluation" / run.name
 
 
+def pairs_folder(run: Run, data: str, mask: str, out: Path) -> Path:
+    """Where rt-plugin minimal-pairs writes what it measured on the encoder of a run."""
+    return evaluation_folder(run, out) / f"{data}-{mask}"
+
+
+def finetuning_file(arm: str, out: Path) -> Path:
+    """The CSV file of an arm's fine-tunings."""
+    return out / "glue" / arm / "results.csv"
+
+
 def _key(run: Run) -> dict:
     return {"arm": run.arm.name, "learning_rate": f"{run.learning_rate:g}", "seed": run.seed}
 
@@ -149,7 +160,21 @@ def _run_row(plan: Plan, run: Run, out: Path, unigram_bits: float) -> dict:
 
 
 def write_evaluations(runs: Sequence[Run], out: Path) -> None:
-    """Put what was measured on the test split run by run together, into OUT/results."""
+    """Put what was measured on the test split run by run together, into OUT/results.
+
+    Raises:
+        UserError: two runs were measured on different tokens, as of another corpus or with other masks.
+    """
+    measured = {}
+    for run in runs:
+        for row in read_csv(evaluation_folder(run, out) / HELD_OUT_FILES[0]):
+            measured[row["masked"], row["unigram_loss"]] = run.name
+    if len(measured) > 1:
+        (a, b), (one, other) = list(measured)[:2], list(measured.values())[:2]
+        raise UserError(
+            f"{out}: {one} was measured on {a[0]} tokens (unigram loss {a[1]}), {other} on {b[0]} ({b[1]}); "
+            "the corpus is not the same: choose another --out"
+        )
     for name in HELD_OUT_FILES:
         rows = [
             {**_key(run), **{key: value for key, value in row.items() if key != "model"}}

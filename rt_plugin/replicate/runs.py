@@ -3,6 +3,7 @@
 OUT/<stage>/<arm>-lr<rate>-seed<seed>/       the --save-dir of `rt-plugin pretrain`, or a link to an adopted one
 OUT/<stage>/<arm>-lr<rate>-seed<seed>.json   how it ended, with which commit and when; what has one is not run
                                              again, unless it broke off
+A folder with a carried.json stands for a training on another machine: see carried.py
 """
 
 import datetime
@@ -29,6 +30,7 @@ from rt_plugin.replicate.pool import verb
 DONE, DIVERGED, BROKE_OFF = "", "diverged", "broke off"
 COMMAND_FILE = "command.txt"
 CHECKPOINT_FILE = "checkpoint_best.pt"
+CARRIED_FILE = "carried.json"  # {"parameters": ..., "curve": [[update, tokens, hours, loss], ...]}
 _NOT_FINITE = re.compile(r"not finite|NaN|lower --lr|[Mm]inimum loss scale")
 _PARAMETERS = re.compile(r"num\. shared model params: ([\d,]+)")
 _BRANCH, _COMMIT, _DIGITS = re.compile(r"ref: (refs/heads/[\w./-]+)"), re.compile(r"[0-9a-f]{40,64}"), 7
@@ -117,6 +119,8 @@ def check_folder(plan: Plan, run: Run, data: Path, out: Path) -> None:
 
 def read_curve(folder: Path) -> list[Point]:
     """The validations that a training has logged, in order; of one update the last one, as training was resumed."""
+    if carried := read_carried(folder):
+        return [Point(*values) for values in carried["curve"]]
     return [
         Point(record["update"], round(1e6 * record["tokens"]), round(record["hours"], 4), record["loss"])
         for record in _records(folder)
@@ -131,6 +135,21 @@ def _records(folder: Path) -> list[dict]:
         return []
 
 
+def read_carried(folder: Path) -> dict | None:
+    """What was taken over of a training on another machine; None where the training is here, or not at all.
+
+    Raises:
+        UserError: the file that says so is broken.
+    """
+    path = folder / CARRIED_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: {error}; remove {folder}, and it is taken over or trained again") from None
+
+
 def last_loss(curve: Sequence[Point]) -> float:
     """The last validation loss that is a finite number; nan where there is none."""
     return next((point.loss for point in reversed(curve) if math.isfinite(point.loss)), math.nan)
@@ -138,6 +157,8 @@ def last_loss(curve: Sequence[Point]) -> float:
 
 def read_parameters(folder: Path) -> int | None:
     """How many parameters the model has, as fairseq-train counted them."""
+    if carried := read_carried(folder):
+        return carried["parameters"]
     try:
         with (folder / "train.log").open(encoding="utf-8", errors="replace") as log:
             found = next(filter(None, map(_PARAMETERS.search, log)), None)
@@ -178,10 +199,14 @@ def end_run(run: Run, out: Path, status: int, why: str = "") -> Ending:
     else:
         failed, why = BROKE_OFF, why or f"status {status}, no validation after update {run.updates}"
     ending = Ending(failed, why, revision(_user_dir(folder)), _last_day(folder))
-    path = _ending_file(run, out)
-    with replacing(path) as file:
-        file.write(json.dumps(asdict(ending), indent=2).encode())
+    write_ending(run, out, ending)
     return ending
+
+
+def write_ending(run: Run, out: Path, ending: Ending) -> None:
+    """Write down how a run ended."""
+    with replacing(_ending_file(run, out)) as file:
+        file.write(json.dumps(asdict(ending), indent=2).encode())
 
 
 def adopt(plan: Plan, runs: Sequence[Run], folders: Sequence[Path], out: Path) -> list[tuple[Path, Run]]:

@@ -19,8 +19,9 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
 from conftest import ENVIRONMENT, REPOSITORY, SAMPLE
 from rt_plugin.corpus import prepare
-from rt_plugin.replicate import command, steps
+from rt_plugin.replicate import command, report, steps
 from rt_plugin.replicate.plan import SCALES, load_plan
+from rt_plugin.replicate.results import write_csv
 from rt_plugin.replicate.runs import launch_command
 
 # A training that takes no time: the loss is 5 bits and the distance, in doublings, of the learning rate from the best
@@ -81,7 +82,10 @@ def corpus(tmp_path_factory):
 @pytest.fixture
 def trainer(tmp_path, monkeypatch):
     """Trainings that take no time; returns the folder of their settings."""
-    folder = tmp_path / "trainer"
+    return make_trainer(tmp_path / "trainer", monkeypatch)
+
+
+def make_trainer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (folder / "train.py").write_text(TRAINER)
     (folder / "best.json").write_text(json.dumps({"roberta": 1e-3, "recurrent_roberta": 1e-3}))
@@ -114,6 +118,11 @@ def replicate(*arguments) -> int:
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def report_of(results: Path) -> str:
+    assert report.main([str(results)]) == 0
+    return (results / "report.md").read_text(encoding="utf-8")
 
 
 def starts(trainer: Path) -> list[str]:
@@ -424,47 +433,144 @@ def test_missing_options_and_data_are_one_line(tmp_path, capsys):
     assert "no such folder" in capsys.readouterr().err
 
 
-def test_final_encoders_are_evaluated_on_pairs_and_glue(data_bin, pretrained, glue_dir, trainer, tmp_path, capsys):
-    """With a trained model in the place of what the trainings would have made."""
-    data, out = tmp_path / "data", tmp_path / "out"
-    shutil.copytree(data_bin, data)
+@pytest.fixture(scope="module")
+def finished(data_bin, pretrained, glue_dir, tmp_path_factory):
+    """A finished replication with a trained model in the place of what the trainings would have made.
+
+    Returns: its plan, the words of the command behind --out, its results.
+    """
+    folder = tmp_path_factory.mktemp("finished")
+    data = shutil.copytree(data_bin, folder / "data")
     for ending in ("bin", "idx"):
         shutil.copy(data / f"valid.{ending}", data / f"test.{ending}")
-    (trainer / "model").symlink_to(pretrained)
-    pairs = tmp_path / "pairs.jsonl"
+    pairs = folder / "pairs.jsonl"
     pair = {"sentence_good": "The rivers are long.", "sentence_bad": "The rivers is long.", "UID": "agreement"}
-    pairs.write_text("".join(json.dumps(pair) + "\n" for _ in range(3)))
+    pairs.write_text(json.dumps(pair) + "\n")
     finetuning = {"arms": ["swish-rnn"], "encoder_seed": 11, "learning_rates": [1e-3], "epochs": 1}
     finetuning["sweeps"] = [{"tasks": ["QNLI"], "seeds": [1, 2]}]
-    plan = make_plan(
-        tmp_path,
-        search={"learning_rates": [5e-4, 1e-3, 2e-3], "arms": ["swish-rnn"]},
-        final={"seeds": [11], "arms": ["swish-rnn"]},
-        evaluate={"finetuning": finetuning},
-    )
-    words = (plan, "--out", out, "--data", data, "--nice", "0", "--pairs", pairs, "--glue", glue_dir)
-    assert replicate(*words) == 0, capsys.readouterr().err
-    (final,) = [row for row in rows_of(out / "results" / "runs.csv") if row["stage"] == "final"]
-    assert 5 < float(final["test_loss"]) < 11
-    for name in ("minimal_pairs", "finetuning"):
-        assert (out / "results" / f"{name}.csv").is_file()
-    found = [
-        row for row in rows_of(out / "results" / "minimal_pairs.csv") if row["phenomenon"] == "mean over paradigms"
-    ]
+    best = {"roberta": 1e-3, "recurrent_roberta": 2e-3}  # the second one extends the grid
+    plan = make_plan(folder, final={"seeds": [11]}, evaluate={"finetuning": finetuning})
+    rest = ("--data", data, "--nice", "0", "--pairs", pairs, "--glue", glue_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        trainer = make_trainer(folder / "trainer", patch)
+        (trainer / "model").symlink_to(pretrained)
+        (trainer / "best.json").write_text(json.dumps(best))
+        for stage in ("search", "final", "evaluate", "report"):
+            assert replicate(plan, "--out", folder / "out", *rest, "--stage", stage) == 0
+    steps = "arm,seconds,low,high,rounds,tokens,device\nffn,1,1,1,1,9,x\nswish-rnn,1,1,1,1,9,x\n"
+    (folder / "out" / "results" / "steps.csv").write_text(steps)
+    return plan, rest, (folder / "out").rename(folder / "elsewhere") / "results"
+
+
+@pytest.fixture
+def moved(finished, pretrained, trainer, tmp_path):
+    """The same with a copy of its results, as on another machine."""
+    plan, rest, results = finished
+    (trainer / "model").symlink_to(pretrained)
+    return plan, rest, shutil.copytree(results, tmp_path / "brought")
+
+
+def test_final_encoders_are_evaluated_on_pairs_and_glue(finished, capsys):
+    plan, rest, results = finished
+    final = [row for row in rows_of(results / "runs.csv") if row["stage"] == "final"]
+    assert len(final) == 2 and all(5 < float(row["test_loss"]) < 11 for row in final)
+    found = [row for row in rows_of(results / "minimal_pairs.csv") if row["phenomenon"] == "mean over paradigms"]
     assert [(row["arm"], row["data"], row["mask"]) for row in found] == [
+        ("ffn", "pairs", "token"),
+        ("ffn", "pairs", "word"),
         ("swish-rnn", "pairs", "token"),
         ("swish-rnn", "pairs", "word"),
     ]
-    tuned = rows_of(out / "results" / "finetuning.csv")
+    tuned = rows_of(results / "finetuning.csv")
     assert [(row["model"], row["task"], row["lr"], row["seed"]) for row in tuned] == [
         ("swish-rnn", "QNLI", "0.001", "1"),
         ("swish-rnn", "QNLI", "0.001", "2"),
     ]
-    text = (out / "results" / "report.md").read_text(encoding="utf-8")
+    text = (results / "report.md").read_text(encoding="utf-8")
     assert "## Second outcome: minimal pairs, pairs, --mask word" in text and "## Stability of fine-tuning" in text
     capsys.readouterr()
-    assert replicate(*words, "--stage", "evaluate") == 0
+    assert replicate(plan, "--out", results.parent, *rest[:4], "--stage", "evaluate") == 0
     assert "held-out loss" not in capsys.readouterr().err  # the same checkpoint is not measured again
+
+
+class TestContinueFrom:
+    """A replication goes on on another machine, where only the CSV files of the first one are."""
+
+    def test_everything_is_taken_over_and_nothing_is_run_again(self, moved, trainer, tmp_path, capsys):
+        plan, rest, brought = moved
+        out = tmp_path / "second"
+        assert replicate(plan, "--out", out, *rest, "--continue-from", brought) == 0, capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "10 runs taken over" in said and "all fine-tunings were taken over" in said
+        assert starts(trainer) == [] and "held-out loss" not in said and "(token) with" not in said
+        for file in sorted(brought.glob("*.csv")):
+            assert (out / "results" / file.name).read_text() == file.read_text(), file.name
+        assert (out / "results" / "report.md").read_text() == report_of(brought)
+        assert replicate(plan, "--out", out, *rest) == 0  # what was taken over stays, without the option
+        assert starts(trainer) == []
+
+    def test_what_is_left_is_trained_here(self, moved, trainer, tmp_path, capsys):
+        plan, rest, brought = moved
+        rows = rows_of(brought / "runs.csv")
+        final = [row for row in rows if row["stage"] == "final"]
+        final[0]["failed"] = "under way"
+        final[1]["test_loss"] = ""
+        write_csv(brought / "runs.csv", list(rows[0]), rows)
+        out = tmp_path / "second"
+        words = (plan, "--out", out, *rest[:4])
+        assert replicate(*words, "--continue-from", brought, "--stage", "final") == 0
+        left = [f"{row['arm']}-lr{row['learning_rate']}-seed{row['seed']}" for row in final[:2]]
+        assert starts(trainer) == left
+        assert replicate(*words, "--stage", "evaluate") == 0
+        assert replicate(*words, "--stage", "report") == 0
+        again = [row for row in rows_of(out / "results" / "runs.csv") if row["stage"] == "final"]
+        assert [row["failed"] for row in again] == [""] * 2 and all(float(row["test_loss"]) for row in again)
+
+    def test_half_a_sweep_needs_the_encoder(self, moved, tmp_path, capsys):
+        plan, rest, brought = moved
+        rows = rows_of(brought / "finetuning.csv")
+        write_csv(brought / "finetuning.csv", list(rows[0]), rows[:1])
+        words = (plan, "--out", tmp_path / "second", *rest, "--continue-from", brought)
+        capsys.readouterr()
+        assert replicate(*words, "--stage", "evaluate") == 1
+        error = capsys.readouterr().err
+        assert "swish-rnn-lr0.002-seed11 was taken over with 1 of 2 fine-tunings, and its encoder is not here" in error
+
+    def test_a_measurement_on_another_corpus_is_refused(self, moved, tmp_path, capsys):
+        plan, rest, brought = moved
+        rows = rows_of(brought / "held_out.csv")
+        rows[0]["masked"] = "7"
+        write_csv(brought / "held_out.csv", list(rows[0]), rows)
+        capsys.readouterr()
+        words = (plan, "--out", tmp_path / "second", *rest[:4], "--continue-from", brought)
+        assert replicate(*words, "--stage", "evaluate") == 1
+        assert "was measured on 7 tokens" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("file", "old", "new", "expected"),
+        [
+            ("plan.json", '"recipe": "tiny"', '"recipe": "mini"', "another 'recipe'; give its plan, or other results"),
+            ("runs.csv", ",10,", ",20,", "has '20', the plan '10'"),
+            ("runs.csv", ",arm,", ",block,", "no column arm"),
+        ],
+    )
+    def test_results_of_another_plan_are_refused(self, file, old, new, expected, moved, tmp_path, capsys):
+        plan, rest, brought = moved
+        assert old in (brought / file).read_text()
+        (brought / file).write_text((brought / file).read_text().replace(old, new))
+        capsys.readouterr()
+        out = tmp_path / "second"
+        assert replicate(plan, "--out", out, *rest[:4], "--continue-from", brought) == 1
+        error = capsys.readouterr().err
+        assert expected in error and error.count("\n") == 1
+        assert not (out / "search").exists()
+
+    def test_evaluating_needs_a_final_run(self, corpus, trainer, tmp_path, capsys):
+        words = (make_plan(tmp_path), "--out", tmp_path / "out", "--data", corpus, "--nice", "0")
+        assert replicate(*words, "--stage", "search") == 0
+        capsys.readouterr()
+        assert replicate(*words, "--stage", "evaluate") == 1
+        assert "no final run has ended, ffn-lr0.001-seed11 is the first; --stage final" in capsys.readouterr().err
 
 
 def test_smoke_scale_from_search_to_report(corpus, tmp_path, capsys):

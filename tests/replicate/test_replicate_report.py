@@ -141,6 +141,16 @@ def test_without_test_losses_nothing_is_compared(results):
     assert "First outcome" not in text and "## Final runs" in text
 
 
+def test_nothing_is_compared_before_all_final_runs_have_ended(results):
+    def take_away(rows):
+        del rows[-2:]
+
+    text = results(LOSSES, take_away)
+    assert "2 final runs are left: nothing is compared" in text and "By the plan's rule" not in text
+    assert cells(text.split("## Final runs")[1], "swish-rnn")[4] == "6.5000 ± 0.0100"
+    assert "are left" not in results(LOSSES)
+
+
 def test_edges_and_divergence_in_the_search(results):
     def diverge(rows):
         for row in rows:

@@ -1,0 +1,138 @@
+"""Runs whose trainings are on another machine, or gone: what a results folder says of them is taken over and stays.
+
+OUT/<stage>/<run>/carried.json    in the place of a training: its row of runs.csv and its curve
+OUT/<stage>/<run>.json            how it ended, as of runs that were trained here
+OUT/evaluation/<run>/, OUT/glue/<arm>/results.csv    what was measured on its encoder
+"""
+
+import json
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from rt_plugin.console.files import replacing
+from rt_plugin.errors import UserError
+from rt_plugin.replicate.plan import FINAL, Plan, Run
+from rt_plugin.replicate.results import (
+    ABOVE_UNIGRAM,
+    CURVE_COLUMNS,
+    CURVES_FILE,
+    FINETUNING_FILE,
+    HELD_OUT_FILES,
+    PAIRS_FILE,
+    PHENOMENA_FILE,
+    RUN_COLUMNS,
+    RUNS_FILE,
+    STEPS_FILE,
+    evaluation_folder,
+    finetuning_file,
+    pairs_folder,
+    read_csv,
+    results_folder,
+    write_csv,
+)
+from rt_plugin.replicate.runs import CARRIED_FILE, DIVERGED, DONE, Ending, write_ending
+
+_ENDED = ("", DIVERGED, ABOVE_UNIGRAM)
+_KEY = ("arm", "learning_rate", "seed")
+
+
+def carry(plan: Plan, runs_so_far: Callable[[], Sequence[Run]], source: Path, out: Path) -> list[Run]:
+    """Take over the runs of a results folder that have ended, of which `out` has no training.
+
+    A final run that did not fail is taken over if it was measured on the test split: of another one the encoder would
+    be needed, and it is trained again.
+
+    Args:
+        runs_so_far: the runs of the plan as far as `out` tells them; asked again after each that was taken over.
+        source: the folder, with runs.csv and the files beside it.
+
+    Returns:
+        the runs taken over.
+
+    Raises:
+        UserError: a file is missing or broken, or a run was not the plan's.
+    """
+    rows = {_name(row): row for row in read_csv(source / RUNS_FILE, RUN_COLUMNS) if row["failed"] in _ENDED}
+    if not rows:
+        raise UserError(
+            f"{source / RUNS_FILE}: no run there that has ended; give a folder `results` of rt-plugin replicate"
+        )
+    curves = read_csv(source / CURVES_FILE, CURVE_COLUMNS)
+    carried: list[Run] = []
+    while found := [run for run in runs_so_far() if _can_be_carried(run, rows, out)]:
+        for run in found:
+            row = rows[run.stage, run.name]
+            _check(plan, run, row, source)
+            if run.stage == FINAL:
+                _carry_measurements(plan, run, source, out)
+            _carry_training(run, row, [point for point in curves if _name(point) == (run.stage, run.name)], out)
+        carried += found
+    _carry_steps(source, out)
+    return carried
+
+
+def _name(row: Mapping[str, str]) -> tuple[str, str]:
+    """Stage and name of the run that a row is of."""
+    return row.get("stage", FINAL), f"{row['arm']}-lr{float(row['learning_rate']):g}-seed{row['seed']}"
+
+
+def _can_be_carried(run: Run, rows: Mapping, out: Path) -> bool:
+    row = rows.get((run.stage, run.name))
+    return (
+        row is not None
+        and not run.folder(out).exists()
+        and (run.stage != FINAL or bool(row["test_loss"]) or row["failed"] == DIVERGED)
+    )
+
+
+def _check(plan: Plan, run: Run, row: Mapping[str, str], source: Path) -> None:
+    found = (row["scale"], row["options"], row["updates"] if not row["failed"] else str(run.updates))
+    wanted = (plan.scale, shlex.join([run.arm.model, *run.arm.options]), str(run.updates))
+    for there, here in zip(found, wanted, strict=True):
+        if there != here:
+            raise UserError(
+                f"{source / RUNS_FILE}: {run.stage} {run.name} has {there!r}, the plan {here!r}; give its plan"
+            )
+
+
+def _carry_training(run: Run, row: Mapping[str, str], curve: Sequence[Mapping[str, str]], out: Path) -> None:
+    failed, why = (DONE, "") if row["failed"] == ABOVE_UNIGRAM else (row["failed"], row["why"])
+    write_ending(run, out, Ending(failed, why, row["commit"], row["date"]))
+    points = [[int(p["update"]), int(p["tokens"]), float(p["hours"]), float(p["valid_loss"] or "nan")] for p in curve]
+    parameters = int(row["parameters"]) if row["parameters"] else None
+    with replacing(run.folder(out) / CARRIED_FILE) as file:  # last: with it, the run is there
+        file.write((json.dumps({"parameters": parameters, "curve": points}) + "\n").encode())
+
+
+def _carry_measurements(plan: Plan, run: Run, source: Path, out: Path) -> None:
+    for name in HELD_OUT_FILES:
+        _write_rows(evaluation_folder(run, out) / name, run.name, _of(run, read_csv(source / name)))
+    pairs = _of(run, read_csv(source / PAIRS_FILE))
+    for data, mask in dict.fromkeys((row["data"], row["mask"]) for row in pairs):
+        chosen = [row for row in pairs if (row["data"], row["mask"]) == (data, mask)]
+        _write_rows(pairs_folder(run, data, mask, out) / PHENOMENA_FILE, run.name, chosen, ("data",))
+    f = plan.finetuning
+    if f and run.arm.name in f.arms and run.seed == f.encoder_seed:
+        tuned = [row for row in read_csv(source / FINETUNING_FILE) if row["model"] == run.arm.name]
+        if tuned:
+            write_csv(finetuning_file(run.arm.name, out), list(tuned[0]), tuned)
+
+
+def _of(run: Run, rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    return [row for row in rows if _name(row) == (FINAL, run.name)]
+
+
+def _write_rows(path: Path, model: str, rows: Sequence[Mapping[str, str]], leave_out: Sequence[str] = ()) -> None:
+    """Write rows of a results folder as the program that measured them did: the model in the place of the run."""
+    if rows:
+        columns = [name for name in rows[0] if name not in (*_KEY, *leave_out)]
+        write_csv(
+            path, ["model", *columns], [{"model": model, **{name: row[name] for name in columns}} for row in rows]
+        )
+
+
+def _carry_steps(source: Path, out: Path) -> None:
+    steps = read_csv(source / STEPS_FILE)
+    if steps and not (results_folder(out) / STEPS_FILE).exists():
+        write_csv(results_folder(out) / STEPS_FILE, list(steps[0]), steps)
