@@ -1,6 +1,6 @@
 """Runs whose trainings are on another machine, or gone: what a results folder says of them is taken over and stays.
 
-OUT/<stage>/<run>/carried.json    in the place of a training: its row of runs.csv and its curve
+OUT/<stage>/<run>/carried.json    in the place of a training: its parameters and its curve
 OUT/<stage>/<run>.json            how it ended, as of runs that were trained here
 OUT/evaluation/<run>/, OUT/glue/<arm>/results.csv    what was measured on its encoder
 """
@@ -19,6 +19,7 @@ from rt_plugin.replicate.results import (
     CURVES_FILE,
     FINETUNING_FILE,
     HELD_OUT_FILES,
+    OF_A_RUN,
     PAIRS_FILE,
     PHENOMENA_FILE,
     RUN_COLUMNS,
@@ -34,7 +35,6 @@ from rt_plugin.replicate.results import (
 from rt_plugin.replicate.runs import CARRIED_FILE, DIVERGED, DONE, Ending, write_ending
 
 _ENDED = ("", DIVERGED, ABOVE_UNIGRAM)
-_KEY = ("arm", "learning_rate", "seed")
 
 
 def carry(plan: Plan, runs_so_far: Callable[[], Sequence[Run]], source: Path, out: Path) -> list[Run]:
@@ -53,6 +53,17 @@ def carry(plan: Plan, runs_so_far: Callable[[], Sequence[Run]], source: Path, ou
     Raises:
         UserError: a file is missing or broken, or a run was not the plan's.
     """
+    try:
+        carried = _carry_runs(plan, runs_so_far, source, out)
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{source}: {error}; expected the CSV files as rt-plugin replicate wrote them") from None
+    _carry_steps(source, out)
+    return carried
+
+
+def _carry_runs(plan: Plan, runs_so_far: Callable[[], Sequence[Run]], source: Path, out: Path) -> list[Run]:
     rows = {_name(row): row for row in read_csv(source / RUNS_FILE, RUN_COLUMNS) if row["failed"] in _ENDED}
     if not rows:
         raise UserError(
@@ -68,7 +79,6 @@ def carry(plan: Plan, runs_so_far: Callable[[], Sequence[Run]], source: Path, ou
                 _carry_measurements(plan, run, source, out)
             _carry_training(run, row, [point for point in curves if _name(point) == (run.stage, run.name)], out)
         carried += found
-    _carry_steps(source, out)
     return carried
 
 
@@ -107,14 +117,16 @@ def _carry_training(run: Run, row: Mapping[str, str], curve: Sequence[Mapping[st
 
 def _carry_measurements(plan: Plan, run: Run, source: Path, out: Path) -> None:
     for name in HELD_OUT_FILES:
-        _write_rows(evaluation_folder(run, out) / name, run.name, _of(run, read_csv(source / name)))
-    pairs = _of(run, read_csv(source / PAIRS_FILE))
+        _write_rows(evaluation_folder(run, out) / name, run.name, _of(run, read_csv(source / name, OF_A_RUN)))
+    pairs = _of(run, read_csv(source / PAIRS_FILE, (*OF_A_RUN, "data", "mask")))
     for data, mask in dict.fromkeys((row["data"], row["mask"]) for row in pairs):
+        if Path(name := f"{data}-{mask}").name != name:  # becomes the name of a folder
+            raise UserError(f"{source / PAIRS_FILE}: data {data!r}, mask {mask!r}; expected names without a slash")
         chosen = [row for row in pairs if (row["data"], row["mask"]) == (data, mask)]
         _write_rows(pairs_folder(run, data, mask, out) / PHENOMENA_FILE, run.name, chosen, ("data",))
     f = plan.finetuning
     if f and run.arm.name in f.arms and run.seed == f.encoder_seed:
-        tuned = [row for row in read_csv(source / FINETUNING_FILE) if row["model"] == run.arm.name]
+        tuned = [row for row in read_csv(source / FINETUNING_FILE, ("model",)) if row["model"] == run.arm.name]
         if tuned:
             write_csv(finetuning_file(run.arm.name, out), list(tuned[0]), tuned)
 
@@ -126,7 +138,7 @@ def _of(run: Run, rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
 def _write_rows(path: Path, model: str, rows: Sequence[Mapping[str, str]], leave_out: Sequence[str] = ()) -> None:
     """Write rows of a results folder as the program that measured them did: the model in the place of the run."""
     if rows:
-        columns = [name for name in rows[0] if name not in (*_KEY, *leave_out)]
+        columns = [name for name in rows[0] if name not in (*OF_A_RUN, *leave_out)]
         write_csv(
             path, ["model", *columns], [{"model": model, **{name: row[name] for name in columns}} for row in rows]
         )

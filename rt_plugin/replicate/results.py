@@ -37,7 +37,7 @@ RUN_COLUMNS = (
 )
 STEPS_COLUMNS = ("arm", "seconds", "low", "high", "rounds", "tokens", "device")
 CURVE_COLUMNS = ("stage", "arm", "learning_rate", "seed", "update", "tokens", "hours", "valid_loss")
-_OF_A_RUN = ("arm", "learning_rate", "seed")
+OF_A_RUN = ("arm", "learning_rate", "seed")
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping]) -> None:

@@ -546,12 +546,25 @@ class TestContinueFrom:
         assert replicate(*words, "--stage", "evaluate") == 1
         assert "was measured on 7 tokens" in capsys.readouterr().err
 
+    def test_names_in_the_csv_files_lead_nowhere_else(self, moved, tmp_path, capsys):
+        plan, rest, brought = moved
+        rows = rows_of(brought / "minimal_pairs.csv")
+        for row in rows:
+            row["data"] = "../../../../stolen"
+        write_csv(brought / "minimal_pairs.csv", list(rows[0]), rows)
+        capsys.readouterr()
+        words = (plan, "--out", tmp_path / "second", *rest[:4], "--continue-from", brought)
+        assert replicate(*words, "--stage", "evaluate") == 1
+        assert "expected names without a slash" in capsys.readouterr().err
+        assert not list(tmp_path.rglob("*stolen*"))
+
     @pytest.mark.parametrize(
         ("file", "old", "new", "expected"),
         [
             ("plan.json", '"recipe": "tiny"', '"recipe": "mini"', "another 'recipe'; give its plan, or other results"),
             ("runs.csv", ",10,", ",20,", "has '20', the plan '10'"),
             ("runs.csv", ",arm,", ",block,", "no column arm"),
+            ("runs.csv", ",0.001,", ",fast,", "could not convert string to float: 'fast'"),
         ],
     )
     def test_results_of_another_plan_are_refused(self, file, old, new, expected, moved, tmp_path, capsys):
