@@ -170,10 +170,24 @@ def pretrained(data_bin, tmp_path_factory):
 
 
 @pytest.fixture
-def train_here(data_bin, monkeypatch, tmp_path):
-    """fairseq-train in this process, where repairs can be taken back; returns the folder of the checkpoints."""
-    import torch
+def fairseq_train(monkeypatch):
+    """fairseq-train in this process, with the words given; returns its exit status."""
+    from fairseq import checkpoint_utils
     from fairseq_cli.train import cli_main
+
+    def train(*words):
+        # fairseq keeps it from the training before, and writes no checkpoint_best.pt for one that ends worse.
+        vars(checkpoint_utils.save_checkpoint).pop("best", None)
+        monkeypatch.setattr(sys, "argv", ["fairseq-train", *map(str, words)])
+        return cli_main()
+
+    return train
+
+
+@pytest.fixture
+def train_here(data_bin, fairseq_train, tmp_path):
+    """fairseq_train on the small corpus; returns the folder of the checkpoints."""
+    import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in ENVIRONMENT
@@ -182,9 +196,7 @@ def train_here(data_bin, monkeypatch, tmp_path):
     def train(*options, save_dir=None, data=data_bin, validate=False):
         save_dir = save_dir or tmp_path / f"run{next(number)}"
         options = (*options, *(() if validate else ("--disable-validation",)))
-        words = ["fairseq-train", data, *TRAINING[2:], "--save-dir", save_dir, *options]
-        monkeypatch.setattr(sys, "argv", list(map(str, words)))
-        cli_main()
+        fairseq_train(data, *TRAINING[2:], "--save-dir", save_dir, *options)
         return save_dir
 
     yield train

@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -134,20 +133,16 @@ def test_other_files_in_the_data_are_refused(pretrained, data_bin, tmp_path, tra
     assert "data/dict.txt: SHA-256" in line
 
 
-def test_fine_tuned_models_keep_the_digests_too(glue_dir, pretrained, tmp_path, monkeypatch):
-    from fairseq_cli.train import cli_main
-
+def test_fine_tuned_models_keep_the_digests_too(glue_dir, pretrained, tmp_path, fairseq_train):
     from rt_plugin.glue.predict import main as predict
 
     data = glue_dir / "out" / "QNLI"
-    words = [
-        *("fairseq-train", data, "--task", "rt_glue", "--criterion", "rt_glue", "--arch", "recurrent_roberta_tiny"),
+    fairseq_train(
+        *(data, "--task", "rt_glue", "--criterion", "rt_glue", "--arch", "recurrent_roberta_tiny"),
         *("--finetune-from-model", pretrained / "checkpoint_last.pt", "--save-dir", tmp_path / "tuned", "--cpu"),
         *("--optimizer", "adam", "--lr", "1e-4", "--batch-size", "8", "--max-update", "1", "--no-epoch-checkpoints"),
         *("--num-workers", "0", "--best-checkpoint-metric", "score", "--maximize-best-checkpoint-metric"),
-    ]
-    monkeypatch.setattr(sys, "argv", list(map(str, words)))
-    cli_main()
+    )
     state = torch.load(tmp_path / "tuned" / "checkpoint_last.pt", weights_only=True)
     expected = {name: stored(tmp_path / "tuned" / name) for name in (*NAMES[1:], "label_dict.txt")}
     assert state["task_state"]["sha256"] == expected

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import sys
 
 import pytest
 
@@ -66,17 +65,14 @@ def test_from_the_files_to_a_report(swept, files, tmp_path, capsys):
     assert "over 1 tasks: Reviews." in capsys.readouterr().out
 
 
-def test_data_prepared_by_other_means(swept, files, pretrained, tmp_path, monkeypatch, capsys):
+def test_data_prepared_by_other_means(swept, files, pretrained, tmp_path, fairseq_train, capsys):
     """As fairseq-preprocess leaves them, with --num-classes: one text, and labels with names."""
-    from fairseq_cli.train import cli_main
-
     data, model = shutil.copytree(swept / "data" / "Reviews", tmp_path / "data"), tmp_path / "model"
     (data / "glue.json").unlink()
-    words = ("fairseq-train", data, "--user-dir", "rt_plugin", "--task", "rt_glue", "--criterion", "rt_glue", "--cpu")
+    words = (data, "--user-dir", "rt_plugin", "--task", "rt_glue", "--criterion", "rt_glue", "--cpu")
     words += ("--arch", "recurrent_roberta_tiny", "--num-classes", "2", "--batch-size", "16", "--max-epoch", "1")
     words += ("--finetune-from-model", pretrained / "checkpoint_last.pt", "--optimizer", "adam", "--lr", "1e-3")
-    monkeypatch.setattr(sys, "argv", [*map(str, words), "--save-dir", str(model), "--num-workers", "0"])
-    cli_main()
+    fairseq_train(*words, "--save-dir", model, "--num-workers", "0")
     texts = ("--texts", "sentence")
     assert_predictions_are_those_of_classify(model, files, tmp_path / "predicted.tsv", *texts)
     (model / "glue.json").unlink()  # as earlier versions left the folder

@@ -3,7 +3,6 @@
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -47,14 +46,10 @@ def test_value_that_cannot_be_meant(options, message, train_here):
     assert str(error.value).startswith(message)
 
 
-def test_training_without_a_batch_size(data_bin, tmp_path, monkeypatch):
-    from fairseq_cli.train import cli_main
-
+def test_training_without_a_batch_size(data_bin, fairseq_train, tmp_path):
     at = TRAINING.index("--batch-size")
-    words = ("fairseq-train", data_bin, *TRAINING[2:at], *TRAINING[at + 2 :], "--save-dir", tmp_path)
-    monkeypatch.setattr(sys, "argv", list(map(str, words)))
     with pytest.raises(UserError, match="neither --batch-size nor --max-tokens is given"):
-        cli_main()
+        fairseq_train(data_bin, *TRAINING[2:at], *TRAINING[at + 2 :], "--save-dir", tmp_path)
 
 
 @pytest.mark.parametrize("below", [False, True])

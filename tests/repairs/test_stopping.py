@@ -49,21 +49,16 @@ def signals_raise(monkeypatch):
 
 
 @pytest.fixture
-def train(data_bin, monkeypatch, caplog):
+def train(data_bin, fairseq_train, caplog):
     """fairseq-train in this process; returns its exit status and the updates that it made and those it validated."""
-    from fairseq_cli.train import cli_main
-
     caplog.set_level("INFO")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
     def run(folder, *options, data=data_bin):
-        vars(checkpoint_utils.save_checkpoint).pop("best", None)  # fairseq keeps it from the training before
         caplog.clear()
-        words = ["fairseq-train", data, *TRAINING[2:], *OPTIONS, "--save-dir", folder, *options]
-        monkeypatch.setattr(sys, "argv", list(map(str, words)))
         try:
-            status = cli_main()
+            status = fairseq_train(data, *TRAINING[2:], *OPTIONS, "--save-dir", folder, *options)
         except SystemExit as end:
             status = end.code
         records = {name: [r for r in caplog.records if r.name == name] for name in ("train_inner", "valid")}
@@ -162,20 +157,15 @@ def test_at_the_end_of_an_epoch(train, data_bin, tmp_path, monkeypatch):
     assert_as_undisturbed(tmp_path / "stopped", tmp_path / "undisturbed")
 
 
-def test_fine_tuning(glue_dir, pretrained, tmp_path, monkeypatch):
+def test_fine_tuning(glue_dir, pretrained, tmp_path, fairseq_train, monkeypatch):
     """Stopped within an epoch, it goes on there, with the same weights and the same metrics in the end."""
-    from fairseq_cli.train import cli_main
-
     options = ("--task", "rt_glue", "--criterion", "rt_glue", "--arch", "recurrent_roberta_tiny", "--cpu")
     options += ("--finetune-from-model", pretrained / "checkpoint_last.pt", "--batch-size", "16", "--max-epoch", "2")
     options += ("--optimizer", "adam", "--lr", "1e-3", "--no-epoch-checkpoints", "--group-by-length", "32")
     options += ("--best-checkpoint-metric", "score", "--maximize-best-checkpoint-metric", "--num-workers", "0")
 
     def tune(folder):
-        vars(checkpoint_utils.save_checkpoint).pop("best", None)
-        words = ("fairseq-train", glue_dir / "out" / "QNLI", "--user-dir", "rt_plugin", *options, "--save-dir", folder)
-        monkeypatch.setattr(sys, "argv", list(map(str, words)))
-        cli_main()
+        fairseq_train(glue_dir / "out" / "QNLI", "--user-dir", "rt_plugin", *options, "--save-dir", folder)
 
     tune(tmp_path / "undisturbed")
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
