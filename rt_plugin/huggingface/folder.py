@@ -33,7 +33,6 @@ MODEL_FILE, TOKENIZER_CONFIGURATION_FILE, WEIGHTS_FILE = "config.json", "tokeniz
 CODE = ("configuration_recurrent_roberta.py", "modeling_recurrent_roberta.py", "tokenization_recurrent_roberta.py")
 _TOKENIZER_FILES = (DICTIONARY_FILE, TOKENIZER_FILE, NORMALIZATION_FILE)
 _LAYER = re.compile(r"encoder\.sentence_encoder\.layers\.(\d+)\.")
-_POOLINGS = ("first", "mean", "max")
 _HEADS = {"AutoModelForMaskedLM": "ForMaskedLM", "AutoModelForSequenceClassification": "ForSequenceClassification"}
 
 
@@ -153,16 +152,13 @@ def _head(weights: dict[str, torch.Tensor], task: dict, model: Path, source: Pat
     if names != [name]:
         raise UserError(f"{source}: has the heads {', '.join(names)}, expected one alone; use --format fairseq")
     pooling = str(task.get("pooling") or "first")
-    if pooling not in _POOLINGS:
-        raise UserError(
-            f"{source}: was tuned with --pooling {pooling}; a folder for transformers can have {', '.join(_POOLINGS)}; "
-            "use --format fairseq"
-        )
+    if pooling not in layout.POOLED:
+        raise UserError(f"{source}: has --pooling {pooling}, expected one of {', '.join(layout.POOLED)}")
     dense, output = (weights.get(f"classification_heads.{name}.{part}.weight") for part in ("dense", "out_proj"))
-    if dense is None or output is None or dense.shape[0] != dense.shape[1]:
+    if dense is None or output is None or dense.shape[1] != layout.POOLED[pooling] * dense.shape[0]:
         raise UserError(
-            f"{source}: the head {name} has other matrices than a square one and one of its width, which no folder for "
-            "transformers can hold; use --format fairseq"
+            f"{source}: the head {name} has other matrices than one that gives as many numbers as the encoder and one "
+            "that reads them, which no folder for transformers can hold; use --format fairseq"
         )
     labels_file, glue_file = model / LABEL_DICTIONARY_FILE, model / GLUE_FILE
     labels = None

@@ -101,6 +101,33 @@ def pool(features, present, pooling):
     return (total / present.sum(dim=1, keepdim=True)).to(features.dtype)
 
 
+def pool_pairs(features, present, input_ids, eos):
+    """The vector of a pair of texts, `<s> a </s> </s> b </s>`.
+
+    Args:
+        features: (B, L, d).
+        present: (B, L), True where a position is no padding.
+        input_ids: (B, L).
+        eos: the id of </s>.
+
+    Returns:
+        (B, 4 d): u, v, |u-v|, u*v of the means u over `<s> a </s>` and v over `</s> b </s>`.
+
+    Raises:
+        ValueError: a row is a single text. A compiled or exported graph raises nothing: such a row is NaN there.
+    """
+    ends = input_ids.eq(eos)
+    between = ends[:, :-1] & ends[:, 1:]  # at the first of two </s> one after the other
+    is_pair = between.any(dim=1, keepdim=True)
+    if not torch.compiler.is_compiling() and not is_pair.all():
+        raise ValueError("pooling 'pair': found a single text, expected two; give the tokenizer text and text_pair")
+    last = between.int().argmax(dim=1, keepdim=True)
+    in_first = torch.arange(input_ids.shape[1], device=input_ids.device) <= last
+    u = pool(features, in_first & present, "mean").masked_fill(~is_pair, torch.nan)
+    v = pool(features, ~in_first & present, "mean")
+    return torch.cat([u, v, (u - v).abs(), u * v], dim=-1)
+
+
 class RecurrentBlock(nn.Module):
     """H = ((C + b_c) * g(X W2 + b_g)) W3 + b_3, C from X1 = X W1 by the configuration's `block`.
 
@@ -436,7 +463,8 @@ class RecurrentRobertaClassifier(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        parts = 4 if config.pooling == "pair" else 1
+        self.dense = nn.Linear(parts * config.hidden_size, config.hidden_size)
         self.activation = ACT2FN[config.classifier_act]
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
@@ -471,6 +499,9 @@ class RecurrentRobertaForSequenceClassification(RecurrentRobertaPreTrainedModel)
 
         Args:
             labels: (B,), classes, or scores where there is one output; given, the output has the mean loss.
+
+        Raises:
+            ValueError: the configuration's pooling is "pair", and there are no input_ids, or a row is a single text.
         """
         output = self.encoder(
             input_ids,
@@ -481,12 +512,19 @@ class RecurrentRobertaForSequenceClassification(RecurrentRobertaPreTrainedModel)
             output_hidden_states=output_hidden_states,
         )
         present = self.encoder.present(input_ids, attention_mask, inputs_embeds)
-        logits = self.classifier(pool(output.last_hidden_state, present, self.config.pooling))
+        logits = self.classifier(self._pool(output.last_hidden_state, present, input_ids))
         loss = None if labels is None else self._loss(logits.float(), labels)
         output = SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
         )
         return output.to_tuple() if return_dict is False else output
+
+    def _pool(self, features, present, input_ids):
+        if self.config.pooling != "pair":
+            return pool(features, present, self.config.pooling)
+        if input_ids is None:
+            raise ValueError("pooling 'pair' needs input_ids, which tell where the second text begins")
+        return pool_pairs(features, present, input_ids, self.config.eos_token_id)
 
     def _loss(self, logits, labels):
         if self.num_labels == 1:

@@ -161,7 +161,7 @@ def test_plain_pytorch_where_the_compiled_operation_is_not(tmp_path):
 LABELS = {"classes": ("entailment", "not_entailment"), "regression": ()}
 
 
-@pytest.mark.parametrize("pooling", ["first", "mean", "max"])
+@pytest.mark.parametrize("pooling", ["first", "mean", "max", "pair"])
 @pytest.mark.parametrize("shape", ["alternate in groups", "roberta"])
 @pytest.mark.parametrize("kind", LABELS)
 def test_classifiers_there_and_back(kind, shape, pooling, tmp_path):
@@ -367,11 +367,15 @@ def test_without_safetensors(verb, committed, tmp_path, monkeypatch, capsys):
     assert line.startswith(f"rt-plugin {verb}: error: ") and "safetensors" in line and "pip install" in line
 
 
-def test_a_pooling_that_the_code_in_the_folder_lacks_is_refused(tmp_path, capsys):
+def test_a_single_text_for_a_classifier_of_pairs(tmp_path):
     model = write_model_folder(tmp_path / "model", "forward", labels=("entailment", "not_entailment"), pooling="pair")
-    assert main(["export", str(model), str(tmp_path / "out"), "--format", "huggingface"]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "was tuned with --pooling pair; a folder for transformers can have first, mean, max" in line
+    folder = export(model, tmp_path / "folder")
+    theirs, tokenizer = load(folder, "AutoModelForSequenceClassification"), load_tokenizer(folder)
+    batch = tokenizer.pad([tokenizer("Who won?", "They won."), tokenizer("They won.")], return_tensors="pt")
+    with pytest.raises(ValueError, match="found a single text, expected two"):
+        theirs(**batch)
+    with pytest.raises(ValueError, match="needs input_ids"):
+        theirs(inputs_embeds=torch.zeros(1, 4, theirs.config.hidden_size))
 
 
 def change(**values):

@@ -180,12 +180,15 @@ def test_committed_models(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pooling", ["first", "mean", "max"])
+@pytest.mark.parametrize("pooling", ["first", "mean", "max", "pair"])
 def test_classifiers(pooling, tmp_path):
     model = write_model_folder(tmp_path / "model", "forward", labels=("entailment", "not_entailment"), pooling=pooling)
     folder, ours = export(model, tmp_path / "graph"), RecurrentRobertaModel.from_pretrained(str(model))
-    batch = text_ids(ours, 30).repeat(2, 1)
+    single = text_ids(ours, 30)
+    batch = single.repeat(2, 1)
+    batch[0, 12:14] = batch[1, 5:7] = 2  # two texts in each row
     batch[1, 9:] = 1
+    assert run(folder, single).isnan().all() == (pooling == "pair")
     with torch.no_grad():
         known = ours.predict("sentence_classification_head", batch, return_logits=True)
     torch.testing.assert_close(run(folder, batch), known, rtol=1e-6, atol=1e-5)
