@@ -410,11 +410,15 @@ def pairs_section(results: Results, folder: Path) -> list[str]:
         if row["phenomenon"] != MEAN_OF_PARADIGMS:
             continue
         wrong[row["data"], row["mask"]][row["arm"]].append(100 * (1 - float(row["accuracy"])))
+    ended = sum(row["failed"] not in _FAILURES for row in results.of(FINAL))
     for (data, mask), values in wrong.items():
         title = f"## Second outcome: minimal pairs, {data}, --mask {mask}"
         rows = [[arm, str(len(x)), _mean_and_spread([100 - v for v in x])] for arm, x in values.items()]
         parts += [title, markdown_table(["arm", "seeds", "per cent right, mean over paradigms"], rows)]
-        parts += comparison_section(results, values, "", "points of wrong pairs", least=0)[1:]
+        if missing := ended - sum(map(len, values.values())):
+            parts.append(f"**{missing} final runs were not measured on these pairs: nothing is compared.**")
+        else:
+            parts += comparison_section(results, values, "", "points of wrong pairs", least=0)[1:]
     return parts
 
 

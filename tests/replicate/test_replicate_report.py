@@ -1,6 +1,7 @@
 """The report of a replication: what it says of known results, and that the committed ones come from their CSV files."""
 
 import json
+import re
 
 import pytest
 
@@ -81,10 +82,14 @@ def results(tmp_path):
     return make
 
 
+def rows_of(text: str) -> list[list[str]]:
+    """The rows of all Markdown tables, cell by cell."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+
+
 def cells(text: str, *first: str) -> list[str]:
     """The one table row whose first cells are these."""
-    rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
-    (row,) = [row for row in rows if row[: len(first)] == [*first]]
+    (row,) = [row for row in rows_of(text) if row[: len(first)] == [*first]]
     return row
 
 
@@ -224,17 +229,35 @@ def test_no_width_for_a_model_that_only_failed(results):
     assert cells(text, "RTE", "ffn")[4:8] == ["-", "-", "-", "4/4"]
 
 
-def test_minimal_pairs_are_the_second_outcome(results):
-    columns = ("arm", "learning_rate", "seed", "data", "mask", "phenomenon", "accuracy")
-    accuracies = dict(zip(LOSSES, (0.6, 0.6, 0.6, 0.65, 0.65, 0.7, 0.72), strict=True))
-    rows = [
-        dict(zip(columns, (arm, "0.0015", seed, "blimp", "word", "mean over paradigms", share + more), strict=True))
-        for arm, share in accuracies.items()
-        for seed, more in zip((11, 12, 13), SPREAD, strict=True)
-    ]
-    rows += [{**row, "phenomenon": "island effects", "accuracy": 0.1} for row in rows]
-    write_csv(results.folder / "minimal_pairs.csv", columns, rows)
-    text = results(LOSSES).split("## Second outcome: minimal pairs, blimp, --mask word")[1]
+@pytest.fixture
+def pairs(results):
+    """Writes minimal_pairs.csv with an accuracy an arm, and what some seeds have more; returns the section on it."""
+
+    def make(accuracies, seeds=(11, 12, 13)):
+        columns = ("arm", "learning_rate", "seed", "data", "mask", "phenomenon", "accuracy")
+        rows = [
+            dict(zip(columns, (arm, "0.0015", seed, "blimp", "word", "mean over paradigms", share + more), strict=True))
+            for arm, share in accuracies.items()
+            for seed, more in zip(seeds, SPREAD, strict=False)
+        ]
+        rows += [{**row, "phenomenon": "island effects", "accuracy": 0.1} for row in rows]
+        write_csv(results.folder / "minimal_pairs.csv", columns, rows)
+        return results(LOSSES).split("## Second outcome: minimal pairs, blimp, --mask word")[1]
+
+    return make
+
+
+ACCURACIES = dict(zip(LOSSES, (0.6, 0.6, 0.6, 0.65, 0.65, 0.7, 0.72), strict=True))
+
+
+def test_minimal_pairs_of_some_runs_are_not_compared(pairs):
+    text = pairs(ACCURACIES, seeds=(11, 12))
+    assert "**7 final runs were not measured on these pairs: nothing is compared.**" in text
+    assert cells(text, "swish-rnn")[1] == "2" and "swish-rnn - ffn" not in text
+
+
+def test_minimal_pairs_are_the_second_outcome(pairs):
+    text = pairs(ACCURACIES)
     assert cells(text, "swish-rnn")[1:] == ["3", "70.0000 ± 1.0000"]
     assert cells(text, "1. swish-rnn - ffn")[1] == "-10.0000"  # points of wrong pairs
     assert "counts as none" not in text  # the least difference is one of losses
@@ -264,6 +287,27 @@ def test_committed_reports_come_from_the_committed_csv_files(tmp_path):
             assert (tmp_path / name).read_text(encoding="utf-8") == there, f"rt-plugin replicate-report {folder}"
         for figure in json.loads((folder / "figures.json").read_text()):
             assert (folder / f"{figure['name']}.png").is_file()
+
+
+DOCS = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+TABLE = r"(?:\|.*\n)+"
+FROM_RESULTS = re.compile(rf"<!-- of (\S+)/report\.md -->\n\n({TABLE})")
+
+
+def entries(table: str) -> set[tuple[str, str, str]]:
+    """(row, column, content) of the cells of a table."""
+    headings, _, *rows = rows_of(table)
+    return {(row[0], heading, cell) for row in rows for heading, cell in zip(headings, row, strict=True)}
+
+
+def test_tables_in_the_docs_are_those_of_the_report():
+    """Each cell of a table with this mark stands in a row and column of the same names in the report."""
+    tables = [(path, *found) for path in DOCS for found in FROM_RESULTS.findall(path.read_text(encoding="utf-8"))]
+    assert "docs/replication.md" in {str(path.relative_to(REPOSITORY)) for path, *_ in tables}
+    for path, folder, table in tables:
+        text = (path.parent / folder / "report.md").read_text(encoding="utf-8")
+        known = set().union(*map(entries, re.findall(TABLE, text)))
+        assert entries(table) - known == set(), path
 
 
 def test_a_folder_without_results_is_one_line(tmp_path, capsys):
