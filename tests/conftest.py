@@ -171,7 +171,7 @@ def pretrained(data_bin, tmp_path_factory):
 
 @pytest.fixture
 def fairseq_train(monkeypatch):
-    """fairseq-train in this process, with the words given; returns its exit status."""
+    """fairseq-train in this process, where repairs can be taken back; takes the words, returns the exit status."""
     from fairseq import checkpoint_utils
     from fairseq_cli.train import cli_main
 

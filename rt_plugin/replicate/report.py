@@ -24,6 +24,7 @@ from rt_plugin.replicate import figures, statistics
 from rt_plugin.replicate.figures import POINTS, Figure, Panel, Series
 from rt_plugin.replicate.plan import FINAL, SEARCH, Plan
 from rt_plugin.replicate.results import (
+    ABOVE_UNIGRAM,
     CURVE_COLUMNS,
     CURVES_FILE,
     HELD_OUT_FILES,
@@ -35,12 +36,13 @@ from rt_plugin.replicate.results import (
     read_csv,
     read_results_plan,
 )
+from rt_plugin.replicate.runs import DIVERGED
 from rt_plugin.replicate.stability import stability_figure, stability_section
 
 REPORT_FILE = "report.md"
 _LOSS = "validation loss, bits a masked token"
 MEAN_OF_PARADIGMS = "mean over paradigms"  # as rt-plugin minimal-pairs calls it
-_FAILURES = ("diverged", "above unigram")
+_FAILURES = (DIVERGED, ABOVE_UNIGRAM)
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def _search_losses(results: Results) -> dict[str, dict[float, float]]:
     """Arm -> rate -> mean loss over seeds; infinite where a run diverged."""
     found = defaultdict(lambda: defaultdict(list))
     for row in results.of(SEARCH):
-        loss = math.inf if row["failed"] == "diverged" else float(row["valid_loss"])
+        loss = math.inf if row["failed"] == DIVERGED else float(row["valid_loss"])
         found[row["arm"]][float(row["learning_rate"])].append(loss)
     return {arm: {r: float(np.mean(x)) for r, x in found[arm].items()} for arm in results.arms(SEARCH)}
 
@@ -354,7 +356,7 @@ def _shown(results: Results, stage: str) -> list[dict[str, str]]:
     runs = sorted(results.of(stage), key=lambda row: list(results.plan.arms).index(row["arm"]))
     if stage == FINAL:
         return runs
-    finite = [row for row in runs if row["failed"] != "diverged" and row["valid_loss"]]
+    finite = [row for row in runs if row["failed"] != DIVERGED and row["valid_loss"]]
     best = {}
     for row in finite:
         if row["arm"] not in best or float(row["valid_loss"]) < float(best[row["arm"]]["valid_loss"]):
@@ -410,12 +412,12 @@ def pairs_section(results: Results, folder: Path) -> list[str]:
         if row["phenomenon"] != MEAN_OF_PARADIGMS:
             continue
         wrong[row["data"], row["mask"]][row["arm"]].append(100 * (1 - float(row["accuracy"])))
-    ended = sum(row["failed"] not in _FAILURES for row in results.of(FINAL))
+    measurable = sum(row["failed"] != DIVERGED for row in results.of(FINAL))
     for (data, mask), values in wrong.items():
         title = f"## Second outcome: minimal pairs, {data}, --mask {mask}"
         rows = [[arm, str(len(x)), _mean_and_spread([100 - v for v in x])] for arm, x in values.items()]
         parts += [title, markdown_table(["arm", "seeds", "per cent right, mean over paradigms"], rows)]
-        if missing := ended - sum(map(len, values.values())):
+        if missing := measurable - sum(map(len, values.values())):
             parts.append(f"**{missing} final runs were not measured on these pairs: nothing is compared.**")
         else:
             parts += comparison_section(results, values, "", "points of wrong pairs", least=0)[1:]

@@ -233,7 +233,7 @@ def test_no_width_for_a_model_that_only_failed(results):
 def pairs(results):
     """Writes minimal_pairs.csv with an accuracy an arm, and what some seeds have more; returns the section on it."""
 
-    def make(accuracies, seeds=(11, 12, 13)):
+    def make(accuracies, seeds=(11, 12, 13), change=lambda rows: None):
         columns = ("arm", "learning_rate", "seed", "data", "mask", "phenomenon", "accuracy")
         rows = [
             dict(zip(columns, (arm, "0.0015", seed, "blimp", "word", "mean over paradigms", share + more), strict=True))
@@ -242,7 +242,7 @@ def pairs(results):
         ]
         rows += [{**row, "phenomenon": "island effects", "accuracy": 0.1} for row in rows]
         write_csv(results.folder / "minimal_pairs.csv", columns, rows)
-        return results(LOSSES).split("## Second outcome: minimal pairs, blimp, --mask word")[1]
+        return results(LOSSES, change).split("## Second outcome: minimal pairs, blimp, --mask word")[1]
 
     return make
 
@@ -254,6 +254,14 @@ def test_minimal_pairs_of_some_runs_are_not_compared(pairs):
     text = pairs(ACCURACIES, seeds=(11, 12))
     assert "**7 final runs were not measured on these pairs: nothing is compared.**" in text
     assert cells(text, "swish-rnn")[1] == "2" and "swish-rnn - ffn" not in text
+
+
+def test_a_run_above_the_unigram_model_is_measured_on_minimal_pairs_too(pairs):
+    def fail(rows):
+        rows[-1] |= {"failed": "above unigram", "why": "said so"}
+
+    text = pairs(ACCURACIES, change=fail)
+    assert "nothing is compared" not in text and cells(text, "1. swish-rnn - ffn")[1] == "-10.0000"
 
 
 def test_minimal_pairs_are_the_second_outcome(pairs):
