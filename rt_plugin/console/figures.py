@@ -13,15 +13,18 @@ DOTS_PER_INCH = 200
 FORMATS = ("png", "svg", "pdf")
 # What a model's name says of it -> its colour, the first that fits; of two models of a kind the first has the colour.
 _COLOURS_OF_KINDS = {
+    "conv-alternate": "tab:red",
     "alternate": "tab:blue",
     "backward": "tab:purple",
     "conv": "tab:pink",
     "none": "tab:brown",
     "recurrent": "tab:orange",
+    "swish": "tab:orange",
     "roberta": "tab:green",
     "transformer": "tab:green",
+    "ffn": "tab:green",
 }
-_OTHER_COLOURS = ("tab:red", "tab:cyan", "tab:olive", "tab:gray", "black")
+_OTHER_COLOURS = ("tab:cyan", "tab:olive", "tab:gray", "black")
 _STYLE = {
     **{"font.size": 8, "axes.titlesize": 9, "figure.titlesize": 10, "legend.frameon": False},
     **{"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False},

@@ -43,6 +43,7 @@ REPORT_FILE = "report.md"
 _LOSS = "validation loss, bits a masked token"
 MEAN_OF_PARADIGMS = "mean over paradigms"  # as rt-plugin minimal-pairs calls it
 _FAILURES = (DIVERGED, ABOVE_UNIGRAM)
+_NEAR = 1.0  # bits
 
 
 @dataclass(frozen=True)
@@ -365,12 +366,16 @@ def _shown(results: Results, stage: str) -> list[dict[str, str]]:
 
 
 def _final_figure(results: Results) -> Figure:
-    arms, series = results.arms(FINAL), []
-    for i, arm in enumerate(arms):
-        values = [outcome(row) for row in results.of(FINAL) if row["arm"] == arm]
-        series.append(Series(arm, [i] * len(values), values, style=POINTS))
-    label = "test loss on <mask>, bits a token" if is_evaluated(results) else _LOSS
-    return Figure("final_loss", [Panel("", "", label, series, ticks=arms)])
+    """A point a run; where arms lie far apart, those near the best once more, at a scale that tells them apart."""
+    values = {arm: [outcome(row) for row in results.of(FINAL) if row["arm"] == arm] for arm in results.arms(FINAL)}
+    means = {arm: float(np.mean(losses)) for arm, losses in values.items()}
+    near = [arm for arm in means if means[arm] < min(means.values()) + _NEAR]
+    label = "test loss, bits" if is_evaluated(results) else "validation loss, bits"
+    panels = []
+    for arms in [list(values)] + [near] * (1 < len(near) < len(values)):
+        series = [Series(arm, [i] * len(values[arm]), values[arm], style=POINTS) for i, arm in enumerate(arms)]
+        panels.append(Panel("", "", label, series, ticks=arms))
+    return Figure("final_loss", panels)
 
 
 def write_report(folder: Path, out: Path) -> str:

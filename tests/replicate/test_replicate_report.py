@@ -283,6 +283,9 @@ def test_the_same_csv_files_give_the_same_report(results, tmp_path_factory):
     (panel,) = names["learning_rates"]["panels"]
     swish = next(s for s in panel["series"] if s["label"] == "swish-rnn")
     assert swish["x"] == [7.5e-4, 1.5e-3, 3e-3, 6e-3] and swish["y"] == [6.8, 6.7, 6.8, 6.8]
+    whole, near = names["final_loss"]["panels"]
+    assert whole["ticks"] == [*LOSSES] and near["ticks"] == [arm for arm, loss in LOSSES.items() if loss < 7.2]
+    assert near["series"][0]["y"] == [6.99, 7.0, 7.01]
 
 
 def test_committed_reports_come_from_the_committed_csv_files(tmp_path):
