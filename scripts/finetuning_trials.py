@@ -6,12 +6,13 @@ it was stopped, and skips what is finished. After each sweep, CSV has the rows o
 end the table of docs/glue.md is printed: the last epoch's score, the mean over seeds and learning rates.
 
 Example:
-    rt-plugin prepare-glue runs/glue runs/held-out --hold-out 0.2 --model examples/checkpoints/roberta_mini
+    rt-plugin prepare-glue runs/glue runs/held-out --hold-out 0.2 --subsets --model examples/checkpoints/roberta_mini
     nice python scripts/finetuning_trials.py runs/held-out runs/trials docs/figures/finetuning_trials.csv
 """
 
 import csv
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -23,17 +24,37 @@ from rt_plugin.glue.results import CSV_FILE, UNDEFINED
 
 CHECKPOINTS = Path("examples/checkpoints")
 MODELS = ("recurrent_roberta_mini_alternate", "roberta_mini", "recurrent_roberta_mini")
-# recipe -> epochs, options of fairseq-train
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to fine-tune.
+
+    Attributes:
+        pooling: see --pooling.
+        epochs: passes over the train set.
+        options: others of fairseq-train.
+        first: a task that the encoder is fine-tuned on before, for two epochs with the same pooling; or none.
+    """
+
+    pooling: str
+    epochs: int = 2
+    options: tuple[str, ...] = ()
+    first: str | None = None
+
+
 RECIPES = {
-    "pair": (2, ("--pooling", "pair")),
-    "mean": (2, ("--pooling", "mean")),
-    "first": (2, ("--pooling", "first")),
-    "max": (2, ("--pooling", "max")),
-    "pair-decay0.8": (2, ("--pooling", "pair", "--layer-lr-decay", "0.8")),
-    "mean-decay0.8": (2, ("--pooling", "mean", "--layer-lr-decay", "0.8")),
-    "pair-4epochs": (4, ("--pooling", "pair")),
-    "mean-4epochs": (4, ("--pooling", "mean")),
+    "pair": Recipe("pair"),
+    "mean": Recipe("mean"),
+    "first": Recipe("first"),
+    "max": Recipe("max"),
+    "pair-decay0.8": Recipe("pair", options=("--layer-lr-decay", "0.8")),
+    "mean-decay0.8": Recipe("mean", options=("--layer-lr-decay", "0.8")),
+    "pair-4epochs": Recipe("pair", epochs=4),
+    "mean-4epochs": Recipe("mean", epochs=4),
+    "pair-mnli": Recipe("pair", first="MNLI"),
 }
+FIRST_LR, FIRST_SEED = "3e-4", "1"  # of the task before
 # task -> recipes, in the order in which they are run; single sentences have no pair
 PLAN = {
     "STS-B": tuple(RECIPES),
@@ -47,12 +68,24 @@ COLUMNS = ("recipe", "model", "task", "lr", "seed", "epochs", "last_score", "bes
 
 def run(data: Path, out: Path, task: str, recipe: str, model: str, rates: list[str], seeds: list[str]) -> int:
     """One sweep; returns the exit status."""
-    epochs, options = RECIPES[recipe]
+    r, encoder = RECIPES[recipe], CHECKPOINTS / model
+    if r.first:
+        before = out / model / f"{r.first}-{r.pooling}"
+        if status := sweep(data, before, r.first, Recipe(r.pooling), encoder, model, [FIRST_LR], [FIRST_SEED], "best"):
+            return status
+        encoder = before / r.first / f"lr{float(FIRST_LR):g}-seed{FIRST_SEED}"
+    return sweep(data, out / model / recipe, task, r, encoder, model, rates, seeds, "none")
+
+
+def sweep(
+    data: Path, out: Path, task: str, r: Recipe, encoder: Path, name: str, rates: list[str], seeds: list[str], keep: str
+) -> int:
+    """A sweep of finetune-glue from an encoder's folder; returns the exit status."""
     return finetune.main(
         [
-            *(str(data), str(out / model / recipe), "--model", str(CHECKPOINTS / model), "--tasks", task),
-            *("--lr", *rates, "--seeds", *seeds, "--epochs", str(epochs), "--threads", "1", "--keep", "none"),
-            *("--", "--bf16", *options),
+            *(str(data), str(out), "--model", str(encoder), "--name", name, "--tasks", task, "--lr", *rates),
+            *("--seeds", *seeds, "--epochs", str(r.epochs), "--threads", "1", "--keep", keep),
+            *("--", "--bf16", "--pooling", r.pooling, *r.options),
         ]
     )
 

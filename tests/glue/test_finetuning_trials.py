@@ -3,6 +3,7 @@
 import finetuning_trials
 
 from conftest import REPOSITORY
+from rt_plugin.glue import finetune
 from rt_plugin.glue.results import COLUMNS, write_csv
 
 
@@ -40,3 +41,13 @@ def test_rows_of_all_sweeps_with_their_recipe(tmp_path):
 
 def test_the_plan_names_recipes_that_are_there():
     assert {name for names in finetuning_trials.PLAN.values() for name in names} == set(finetuning_trials.RECIPES)
+
+
+def test_a_task_before_gives_its_encoder_to_the_next(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(finetuning_trials.finetune, "main", lambda argv: commands.append(argv) or 0)
+    assert finetuning_trials.run(tmp_path, tmp_path, "RTE", "pair-mnli", "roberta_mini", ["1e-4"], ["2"]) == 0
+    before, after = (finetune.parse_arguments(argv) for argv in commands)
+    assert (before.tasks, before.keep, after.tasks, after.lr, after.seeds) == (["MNLI"], "best", ["RTE"], [1e-4], [2])
+    assert after.model == before.out / "MNLI" / "lr0.0003-seed1" and before.lr == [3e-4] and before.seeds == [1]
+    assert before.name == after.name == "roberta_mini" and before.fairseq_options == after.fairseq_options
