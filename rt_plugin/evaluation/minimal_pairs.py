@@ -8,7 +8,10 @@ of --mask word: compare like with like.
     OUT/scores/PARADIGM.csv   the scores of both sentences of every pair, natural logarithms
     OUT/paradigms.csv, phenomena.csv   accuracies with 95 % intervals, as fractions; phenomena.csv ends with the means
     OUT/report.md, accuracy.png   the same for people
-    OUT/settings.json         model, mask and data: a folder holds the results of one model
+    OUT/settings.json         model, mask and data: a folder holds the results of one model and way of masking
+
+--mask token word does both, into OUT/token and OUT/word, in less time than one after the other: a token that nothing
+follows in its word is hidden in the same way by both.
 
 After an interruption the same command goes on: what is in OUT/scores is not scored again. Intervals tell of the choice
 of pairs, not of the luck of a training.
@@ -22,8 +25,8 @@ import argparse
 import csv
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,14 +101,19 @@ class Settings:
             file.write((json.dumps(asdict(self), indent=1) + "\n").encode())
 
 
-def score_paradigm(scorer: PseudoLikelihood, paradigm: Paradigm, progress: Progress) -> list[tuple[float, float]]:
+def score_paradigm(
+    scorer: PseudoLikelihood, paradigm: Paradigm, progress: Progress, known: dict | None = None
+) -> list[tuple[float, float]]:
     """(good, bad): the scores of both sentences of every pair, natural logarithms.
+
+    Args:
+        known: see `PseudoLikelihood`.
 
     Raises:
         UserError: a sentence is too long for the model (file and line).
     """
     sentences = [_encode(scorer, pair, text) for pair in paradigm.pairs for text in (pair.good, pair.bad)]
-    values = scorer(sentences, lambda share: progress.advance(share * len(paradigm.pairs)))
+    values = scorer(sentences, lambda share: progress.advance(share * len(paradigm.pairs)), known)
     scores = [float(value.sum()) for value in values]
     return list(zip(scores[::2], scores[1::2], strict=True))
 
@@ -163,7 +171,8 @@ def evaluate(args: argparse.Namespace) -> None:
     """The command's work."""
     whole = read_paradigms(args.data)
     paradigms = [paradigm.sample(args.limit) for paradigm in whole]
-    beside = [read_run(folder) for folder in args.beside]
+    outs = _folders(args.out, args.mask)
+    beside = {mask: [read_run(_folders(folder, args.mask)[mask]) for folder in args.beside] for mask in args.mask}
     import torch
 
     from rt_plugin import hub
@@ -173,31 +182,42 @@ def evaluate(args: argparse.Namespace) -> None:
     model = hub.from_pretrained(str(args.model), args.checkpoint)
     if torch.cuda.is_available() and not args.cpu:
         model = model.cuda()
-    scorer = PseudoLikelihood(model, args.mask)
     settings = Settings(
         model=args.name or args.model.resolve().name,
         checkpoint=sha256(checkpoint_path(args.model, args.checkpoint))[:16],
-        mask=args.mask,
+        mask=args.mask[0],
         limit=args.limit,
         data=digest(whole),
         phenomena={paradigm.name: paradigm.phenomenon for paradigm in paradigms},
     )
+    scorers = {out: PseudoLikelihood(model, mask) for mask, out in outs.items()}
     try:
-        settings.keep(args.out)
-        _score_all(scorer, paradigms, args.out)
-        print(pairs_report.write_report([read_run(args.out), *beside], args.out))
+        for mask, out in outs.items():
+            replace(settings, mask=mask).keep(out)
+        _score_all(scorers, paradigms, str(args.out))
+        for mask, out in outs.items():
+            print(pairs_report.write_report([read_run(out), *beside[mask]], out))
     except OSError as error:
         raise UserError(f"{args.out}: cannot be written ({error.strerror}); choose another --out") from None
-    commands.report(f"{args.out}: {', '.join(pairs_report.FILES)}")
+    commands.report(f"{', '.join(map(str, outs.values()))}: {', '.join(pairs_report.FILES)}")
 
 
-def _score_all(scorer: PseudoLikelihood, paradigms: Sequence[Paradigm], out: Path) -> None:
-    left = [paradigm for paradigm in paradigms if not _scores_file(out, paradigm.name).is_file()]
-    if len(left) < len(paradigms):
-        commands.report(f"{out}: {len(paradigms) - len(left)} of {len(paradigms)} paradigms are done")
-    with Progress(str(out), sum(len(paradigm.pairs) for paradigm in left), "pairs") as progress:
-        for paradigm in left:
-            _write_scores(_scores_file(out, paradigm.name), paradigm, score_paradigm(scorer, paradigm, progress))
+def _folders(out: Path, masks: Sequence[str]) -> dict[str, Path]:
+    """Mask -> where its results are: the folder itself if there is but one."""
+    return {mask: out / mask if len(masks) > 1 else out for mask in masks}
+
+
+def _score_all(scorers: Mapping[Path, PseudoLikelihood], paradigms: Sequence[Paradigm], name: str) -> None:
+    """Score what is not there yet, for each folder with its scorer."""
+    left = {p.name: [out for out in scorers if not _scores_file(out, p.name).is_file()] for p in paradigms}
+    if done := sum(not outs for outs in left.values()):
+        commands.report(f"{name}: {done} of {len(paradigms)} paradigms are done")
+    with Progress(name, sum(len(p.pairs) * len(left[p.name]) for p in paradigms), "pairs") as progress:
+        for paradigm in paradigms:
+            known = {}
+            for out in left[paradigm.name]:
+                scores = score_paradigm(scorers[out], paradigm, progress, known)
+                _write_scores(_scores_file(out, paradigm.name), paradigm, scores)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -206,7 +226,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("data", metavar="DATA", type=Path, help="folder of JSON lines, or one file")
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder for the results of this model")
     parser.add_argument("--checkpoint", default="checkpoint_best.pt", metavar="FILE", help="default: %(default)s")
-    parser.add_argument("--mask", choices=MASKS, default=MASKS[0], help="what is hidden (default: %(default)s)")
+    parser.add_argument(
+        "--mask", nargs="+", choices=MASKS, default=[MASKS[0]], help=f"what is hidden (default: {MASKS[0]})"
+    )
     parser.add_argument(
         "--limit", type=commands.positive, metavar="N", help="a fixed sample of N pairs of each paradigm (default: all)"
     )
@@ -215,7 +237,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--beside", nargs="+", default=[], metavar="DIR", type=Path, help="other --out folders, to be compared with"
     )
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.mask = list(dict.fromkeys(args.mask))
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,21 +8,22 @@ A word is what sentencepiece takes for one: it begins with U+2581, and a comma o
 part of it. <s> and </s> are neither masked nor counted. Probabilities are over the whole dictionary.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from fairseq.models.roberta import RobertaHubInterface
-from torch import Tensor
 
 from rt_plugin.errors import UserError
 from rt_plugin.inference import MASKS
-from rt_plugin.inference.batches import TOKENS_PER_BATCH, logits_at
+from rt_plugin.inference.batches import TOKENS_PER_BATCH, equal_length_batches, logits_at
 
 MASK = "<mask>"
 _WORD_BEGINS = "\u2581"
+Copy = tuple[tuple[int, ...], int, int]  # a sentence's ids, the place that is asked for, and where what is hidden ends
 
 
 @dataclass(frozen=True)
@@ -90,55 +91,55 @@ class PseudoLikelihood:
         return Sentence(ids, words, ids.count(self._dictionary.unk()))
 
     def __call__(
-        self, sentences: Sequence[Sentence], advance: Callable[[float], object] | None = None
+        self,
+        sentences: Sequence[Sentence],
+        advance: Callable[[float], object] | None = None,
+        known: dict[Copy, float] | None = None,
     ) -> list[np.ndarray]:
         """The log-probability of every token of every sentence.
 
         Args:
             sentences: see `encode`.
             advance: is told after each batch what share of the work it was, from 0 to 1.
+            known: what was found before, and gets what is found now: with the same dict, another way of masking the
+                same sentences by the same model reads only those copies that differ.
 
         Returns:
             for each sentence, in order, (tokens,) float64 natural logarithms; their sum is its score.
         """
-        groups = defaultdict(dict)  # length -> the different sentences of that length; a dict keeps their order
-        for sentence in sentences:
-            groups[len(sentence.ids)][sentence.ids, sentence.words] = None
-        total = sum(length * len(group) for length, group in groups.items())
-        scores = {}
-        for length, group in sorted(groups.items()):
-            batches = []
-            for values in self._read(list(group)):
-                batches.append(values)
-                if advance:
-                    advance(len(values) / total)
-            scores.update(zip(group, np.concatenate(batches).reshape(-1, length), strict=True))
-        return [scores[sentence.ids, sentence.words] for sentence in sentences]
+        known = {} if known is None else known
+        copies = [self._copies(sentence) for sentence in sentences]
+        # a dict has each once, and keeps the order
+        fresh = list(dict.fromkeys(copy for copy in itertools.chain.from_iterable(copies) if copy not in known))
+        lengths = [len(ids) + 2 for ids, _, _ in fresh]
+        for numbers in equal_length_batches(lengths, tokens_per_batch=self._tokens_per_batch):
+            batch = [fresh[number] for number in numbers]
+            known.update(zip(batch, self._log_probabilities(batch), strict=True))
+            if advance:
+                advance(len(batch) / len(fresh))
+        if advance and not fresh:
+            advance(1.0)
+        return [np.array([known[copy] for copy in of_sentence]) for of_sentence in copies]
+
+    def _copies(self, sentence: Sentence) -> list[Copy]:
+        """What is hidden for each token of a sentence."""
+        places = range(len(sentence.ids))
+        if self.mask == "token":
+            return [(sentence.ids, place, place + 1) for place in places]
+        return [(sentence.ids, place, bisect_right(sentence.words, sentence.words[place])) for place in places]
 
     @torch.inference_mode()
-    def _read(self, group: list[tuple]) -> Iterator[np.ndarray]:
-        """The log-probabilities of all tokens of (ids, words) of equal length n, one batch after the other."""
-        ids, words = (torch.tensor(column) for column in zip(*group, strict=True))  # (S, n) each
-        count, length = ids.shape
-        edge = ids.new_empty(count, 1)
+    def _log_probabilities(self, copies: list[Copy]) -> list[float]:
+        """log P of the token at each copy's place, of R copies of n tokens."""
+        ids, places, ends = (torch.tensor(column) for column in zip(*copies, strict=True))  # (R, n), (R,), (R,)
+        edge = ids.new_empty(len(ids), 1)
         bos, eos = self._dictionary.bos(), self._dictionary.eos()
-        tokens = torch.cat([torch.full_like(edge, bos), ids, torch.full_like(edge, eos)], dim=1)  # (S, n + 2)
-        words = torch.cat([torch.full_like(edge, -1), words, torch.full_like(edge, -1)], dim=1)
-        # copy r hides token r % n of sentence r // n
-        for copies in torch.arange(count * length).split(max(1, self._tokens_per_batch // (length + 2))):
-            rows, places = copies // length, 1 + copies % length
-            yield self._log_probabilities(tokens[rows], words[rows], places)
-
-    def _log_probabilities(self, tokens: Tensor, words: Tensor, places: Tensor) -> np.ndarray:
-        """log P of the token at each row's place, (R,), from (R, n + 2) tokens and word numbers and (R,) places."""
-        positions = torch.arange(tokens.shape[1])
+        tokens = torch.cat([torch.full_like(edge, bos), ids, torch.full_like(edge, eos)], dim=1)  # (R, n + 2)
+        positions = torch.arange(tokens.shape[1]) - 1
         wanted = positions == places.unsqueeze(1)
-        hidden = wanted
-        if self.mask == "word":
-            same_word = words == words.gather(1, places.unsqueeze(1))
-            hidden = same_word & (positions >= places.unsqueeze(1))
+        hidden = (positions >= places.unsqueeze(1)) & (positions < ends.unsqueeze(1))
         masked = tokens.masked_fill(hidden, self._dictionary.index(MASK))
         device = self._model.device
         logits = logits_at(self._model.model, masked.to(device), wanted.to(device))  # (R, vocabulary)
         target = logits.gather(1, tokens[wanted].unsqueeze(1).to(device)).squeeze(1)
-        return (target - logits.logsumexp(dim=1)).double().cpu().numpy()
+        return (target - logits.logsumexp(dim=1)).tolist()

@@ -120,7 +120,7 @@ def _carry_measurements(plan: Plan, run: Run, source: Path, out: Path) -> None:
         _write_rows(evaluation_folder(run, out) / name, run.name, _of(run, read_csv(source / name, OF_A_RUN)))
     pairs = _of(run, read_csv(source / PAIRS_FILE, (*OF_A_RUN, "data", "mask")))
     for data, mask in dict.fromkeys((row["data"], row["mask"]) for row in pairs):
-        if Path(name := f"{data}-{mask}").name != name:  # becomes the name of a folder
+        if any(Path(name).name != name or name == ".." for name in (data, mask)):  # they become names of folders
             raise UserError(f"{source / PAIRS_FILE}: data {data!r}, mask {mask!r}; expected names without a slash")
         chosen = [row for row in pairs if (row["data"], row["mask"]) == (data, mask)]
         _write_rows(pairs_folder(run, data, mask, out) / PHENOMENA_FILE, run.name, chosen, ("data",))

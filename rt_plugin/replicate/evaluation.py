@@ -82,15 +82,15 @@ def minimal_pairs(plan: Plan, runs: Sequence[Run], pairs: Sequence[Path], out: P
     jobs, places = [], []
     for run in runs:
         for data in pairs:
-            for mask in PAIR_MASKS:
-                folder = pairs_folder(run, data.stem, mask, out)
-                command = [*verb("minimal-pairs"), str(run.folder(out)), str(data), "--out", str(folder)]
-                command += ["--mask", mask, "--name", run.name, *(["--cpu"] if "--cpu" in plan.launcher else [])]
-                if read_carried(run.folder(out)) is None:
-                    jobs.append(Job(f"{data.stem} ({mask}) with {run.name}", command, folder / "minimal_pairs.log"))
-                elif not (folder / PHENOMENA_FILE).is_file():
-                    commands.report(f"WARNING: {run.name} was taken over, and not measured on {data.stem} ({mask})")
-                places.append((run, data.stem, folder))
+            folders = [pairs_folder(run, data.stem, mask, out) for mask in PAIR_MASKS]
+            places += [(run, data.stem, folder) for folder in folders]
+            folder = folders[0].parent
+            command = [*verb("minimal-pairs"), str(run.folder(out)), str(data), "--out", str(folder)]
+            command += ["--mask", *PAIR_MASKS, "--name", run.name, *(["--cpu"] if "--cpu" in plan.launcher else [])]
+            if read_carried(run.folder(out)) is None:
+                jobs.append(Job(f"{data.stem} with {run.name}", command, folder / "minimal_pairs.log"))
+            elif not all((folder / PHENOMENA_FILE).is_file() for folder in folders):
+                commands.report(f"WARNING: {run.name} was taken over, and not measured on {data.stem}")
     _run_all(pool, jobs)
     rows = [
         {"arm": run.arm.name, "learning_rate": f"{run.learning_rate:g}", "seed": run.seed, "data": data, **row}

@@ -116,8 +116,8 @@ def evaluation_folder(run: Run, out: Path) -> Path:
 
 
 def pairs_folder(run: Run, data: str, mask: str, out: Path) -> Path:
-    """Where rt-plugin minimal-pairs writes what it measured on the encoder of a run."""
-    return evaluation_folder(run, out) / f"{data}-{mask}"
+    """Where rt-plugin minimal-pairs writes what it measured on the encoder of a run, with several ways of masking."""
+    return evaluation_folder(run, out) / data / mask
 
 
 def finetuning_file(arm: str, out: Path) -> Path:

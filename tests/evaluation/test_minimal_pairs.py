@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import pytest
 
@@ -82,11 +83,11 @@ def test_an_interrupted_run_goes_on(pretrained, data, tmp_path, monkeypatch, cap
     scored = []
     original = minimal_pairs.score_paradigm
 
-    def interrupted(scorer, paradigm, progress):
+    def interrupted(scorer, paradigm, *others):
         if scored:
             raise KeyboardInterrupt
         scored.append(paradigm.name)
-        return original(scorer, paradigm, progress)
+        return original(scorer, paradigm, *others)
 
     monkeypatch.setattr(minimal_pairs, "score_paradigm", interrupted)
     assert run(pretrained, data, out) == 130
@@ -134,6 +135,32 @@ def test_models_side_by_side(pretrained, data, tmp_path, capsys):
     assert "third (token) has read other pairs" in report
     assert run(pretrained, data, tmp_path / "token", "--beside", tmp_path / "nothing") == 1
     assert "expected a folder that rt-plugin minimal-pairs has written" in capsys.readouterr().err
+
+
+def test_both_ways_of_masking_at_once(pretrained, data, tmp_path, capsys):
+    """As one after the other; what one has scored before stays as it is."""
+    for mask in ("token", "word"):
+        assert run(pretrained, data, tmp_path / f"{mask} alone", "--mask", mask) == 0
+    both = tmp_path / "both"
+    assert run(pretrained, data, both, "--mask", "token", "word") == 0
+    capsys.readouterr()
+    shutil.copytree(both, tmp_path / "copy")
+    for mask in ("token", "word"):
+        for name in ("b", "c", "ties"):
+            alone, found = (
+                [float(row[column]) for row in rows(folder / "scores" / f"{name}.csv") for column in ("good", "bad")]
+                for folder in (tmp_path / f"{mask} alone", both / mask)
+            )
+            assert found == pytest.approx(alone, abs=1e-4)
+        assert rows(both / mask / "phenomena.csv")[0]["mask"] == mask
+    (both / "word" / "scores" / "b.csv").unlink()
+    (both / "token" / "scores" / "b.csv").write_text("line,good,bad\n" + "1,-1.0,-2.0\n" * 6)  # to be known again
+    assert run(pretrained, data, both, "--mask", "token", "word", "--name", "again", "--beside", tmp_path / "copy") == 0
+    assert "2 of 3 paradigms are done" in capsys.readouterr().err
+    assert rows(both / "token" / "paradigms.csv")[0]["correct"] == "6"
+    assert len(rows(both / "word" / "scores" / "b.csv")) == 6
+    report = (both / "word" / "report.md").read_text(encoding="utf-8")
+    assert "again (word) - pretrained0 (word), mean over paradigms: +0.0" in report
 
 
 @pytest.mark.parametrize(

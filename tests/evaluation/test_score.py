@@ -68,6 +68,19 @@ def _stands_alone(pieces: list[str], i: int) -> bool:
     return all(piece.startswith("\u2581") for piece in pieces[i : i + 2])
 
 
+def test_another_way_of_masking_reads_only_what_differs(model):
+    known = {}
+    both = [PseudoLikelihood(model, mask) for mask in MASKS]
+    sentences = [both[0].encode(text) for text in SENTENCES]
+    for scorer in both:
+        values = scorer(sentences, known=known)
+        for text, value in zip(SENTENCES, values, strict=True):
+            assert value.tolist() == pytest.approx(one_by_one(model, text, scorer.mask), abs=1e-4)
+    pieces = [model.text.encode(text) for text in dict.fromkeys(SENTENCES)]
+    followed = sum(not piece.startswith("\u2581") for sentence in pieces for piece in sentence[1:])
+    assert len(known) == sum(map(len, pieces)) + followed and followed
+
+
 def test_equal_sentences_score_the_same_to_the_last_bit(model):
     """A tie of a minimal pair must be one."""
     scorer = PseudoLikelihood(model, tokens_per_batch=64)
@@ -80,8 +93,11 @@ def test_equal_sentences_score_the_same_to_the_last_bit(model):
 def test_progress_adds_up_to_one(model):
     shares = []
     scorer = PseudoLikelihood(model, tokens_per_batch=64)
-    scorer([scorer.encode(text) for text in SENTENCES], shares.append)
+    sentences, known = [scorer.encode(text) for text in SENTENCES], {}
+    scorer(sentences, shares.append, known)
     assert len(shares) > 3 and sum(shares) == pytest.approx(1)
+    scorer(sentences, shares.append, known)
+    assert sum(shares) == pytest.approx(2)
 
 
 def test_unknown_mask(model):

@@ -546,11 +546,14 @@ class TestContinueFrom:
         assert replicate(*words, "--stage", "evaluate") == 1
         assert "was measured on 7 tokens" in capsys.readouterr().err
 
-    def test_names_in_the_csv_files_lead_nowhere_else(self, moved, tmp_path, capsys):
+    @pytest.mark.parametrize(
+        ("column", "name"), [("data", "../../../../stolen"), ("mask", "a/../../stolen"), ("data", "..")]
+    )
+    def test_names_in_the_csv_files_lead_nowhere_else(self, column, name, moved, tmp_path, capsys):
         plan, rest, brought = moved
         rows = rows_of(brought / "minimal_pairs.csv")
         for row in rows:
-            row["data"] = "../../../../stolen"
+            row[column] = name
         write_csv(brought / "minimal_pairs.csv", list(rows[0]), rows)
         capsys.readouterr()
         words = (plan, "--out", tmp_path / "second", *rest[:4], "--continue-from", brought)
