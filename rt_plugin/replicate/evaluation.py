@@ -76,6 +76,8 @@ def held_out_losses(plan: Plan, runs: Sequence[Run], data: str, out: Path, pool:
 def minimal_pairs(plan: Plan, runs: Sequence[Run], pairs: Sequence[Path], out: Path, pool: Pool) -> None:
     """Judge minimal pairs with the final encoders, with each way of masking, and write the CSV file of all.
 
+    Stopped or broken off, the file has what was measured until then.
+
     Raises:
         UserError: a measurement broke off.
     """
@@ -91,7 +93,14 @@ def minimal_pairs(plan: Plan, runs: Sequence[Run], pairs: Sequence[Path], out: P
                 jobs.append(Job(f"{data.stem} with {run.name}", command, folder / "minimal_pairs.log"))
             elif not all((folder / PHENOMENA_FILE).is_file() for folder in folders):
                 commands.report(f"WARNING: {run.name} was taken over, and not measured on {data.stem}")
-    _run_all(pool, jobs)
+    try:
+        _run_all(pool, jobs)
+    finally:
+        _write_pairs(places, out)
+
+
+def _write_pairs(places: Sequence[tuple[Run, str, Path]], out: Path) -> None:
+    """Write the CSV file of (run, data, folder of rt-plugin minimal-pairs), as far as the folders are complete."""
     rows = [
         {"arm": run.arm.name, "learning_rate": f"{run.learning_rate:g}", "seed": run.seed, "data": data, **row}
         for run, data, folder in places

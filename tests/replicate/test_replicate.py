@@ -493,6 +493,18 @@ def test_final_encoders_are_evaluated_on_pairs_and_glue(finished, capsys):
     assert "held-out loss" not in capsys.readouterr().err  # the same checkpoint is not measured again
 
 
+def test_pairs_that_were_judged_before_one_broke_off_are_kept(finished, tmp_path, capsys):
+    plan, rest, results = finished
+    out = shutil.copytree(results.parent, tmp_path / "out", symlinks=True)
+    other, broken = tmp_path / "other.jsonl", tmp_path / "broken.jsonl"
+    other.write_text('{"sentence_good": "It is old.", "sentence_bad": "Is it old."}\n')
+    broken.write_text("{\n")
+    assert replicate(plan, "--out", out, *rest[:4], "--stage", "evaluate", "--pairs", other, broken) == 1
+    assert f"{broken}, line 1: not JSON" in capsys.readouterr().err
+    found = {(row["arm"], row["data"], row["mask"]) for row in rows_of(out / "results" / "minimal_pairs.csv")}
+    assert found == {("ffn", "other", "token"), ("ffn", "other", "word")}
+
+
 class TestContinueFrom:
     """A replication goes on on another machine, where only the CSV files of the first one are."""
 
