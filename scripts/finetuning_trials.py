@@ -20,6 +20,7 @@ import checkout
 from rt_plugin.console.files import replacing
 from rt_plugin.console.tables import markdown_table
 from rt_plugin.glue import finetune
+from rt_plugin.glue.plan import run_folder
 from rt_plugin.glue.results import CSV_FILE, UNDEFINED
 
 CHECKPOINTS = Path("examples/checkpoints")
@@ -73,7 +74,7 @@ def run(data: Path, out: Path, task: str, recipe: str, model: str, rates: list[s
         before = out / model / f"{r.first}-{r.pooling}"
         if status := sweep(data, before, r.first, Recipe(r.pooling), encoder, model, [FIRST_LR], [FIRST_SEED], "best"):
             return status
-        encoder = before / r.first / f"lr{float(FIRST_LR):g}-seed{FIRST_SEED}"
+        encoder = run_folder(before, r.first, float(FIRST_LR), int(FIRST_SEED))
     return sweep(data, out / model / recipe, task, r, encoder, model, rates, seeds, "none")
 
 

@@ -25,7 +25,7 @@ import argparse
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,20 +102,22 @@ class Settings:
 
 
 def score_paradigm(
-    scorer: PseudoLikelihood, paradigm: Paradigm, progress: Progress, known: dict | None = None
-) -> list[tuple[float, float]]:
-    """(good, bad): the scores of both sentences of every pair, natural logarithms.
+    scorers: Sequence[PseudoLikelihood], paradigm: Paradigm, progress: Progress
+) -> Iterator[list[tuple[float, float]]]:
+    """For each scorer (good, bad): the scores of both sentences of every pair, natural logarithms.
 
     Args:
-        known: see `PseudoLikelihood`.
+        scorers: of one model, with different ways of masking; at least one.
 
     Raises:
         UserError: a sentence is too long for the model (file and line).
     """
-    sentences = [_encode(scorer, pair, text) for pair in paradigm.pairs for text in (pair.good, pair.bad)]
-    values = scorer(sentences, lambda share: progress.advance(share * len(paradigm.pairs)), known)
-    scores = [float(value.sum()) for value in values]
-    return list(zip(scores[::2], scores[1::2], strict=True))
+    sentences = [_encode(scorers[0], pair, text) for pair in paradigm.pairs for text in (pair.good, pair.bad)]
+    known = {}
+    for scorer in scorers:
+        values = scorer(sentences, lambda share: progress.advance(share * len(paradigm.pairs)), known)
+        scores = [float(value.sum()) for value in values]
+        yield list(zip(scores[::2], scores[1::2], strict=True))
 
 
 def _encode(scorer: PseudoLikelihood, pair: Pair, text: str) -> Sentence:
@@ -209,14 +211,14 @@ def _folders(out: Path, masks: Sequence[str]) -> dict[str, Path]:
 
 def _score_all(scorers: Mapping[Path, PseudoLikelihood], paradigms: Sequence[Paradigm], name: str) -> None:
     """Score what is not there yet, for each folder with its scorer."""
-    left = {p.name: [out for out in scorers if not _scores_file(out, p.name).is_file()] for p in paradigms}
-    if done := sum(not outs for outs in left.values()):
-        commands.report(f"{name}: {done} of {len(paradigms)} paradigms are done")
-    with Progress(name, sum(len(p.pairs) * len(left[p.name]) for p in paradigms), "pairs") as progress:
-        for paradigm in paradigms:
-            known = {}
-            for out in left[paradigm.name]:
-                scores = score_paradigm(scorers[out], paradigm, progress, known)
+    missing = [(p, [out for out in scorers if not _scores_file(out, p.name).is_file()]) for p in paradigms]
+    left = [(paradigm, outs) for paradigm, outs in missing if outs]
+    if len(left) < len(paradigms):
+        commands.report(f"{name}: {len(paradigms) - len(left)} of {len(paradigms)} paradigms are done")
+    with Progress(name, sum(len(paradigm.pairs) * len(outs) for paradigm, outs in left), "pairs") as progress:
+        for paradigm, outs in left:
+            found = score_paradigm([scorers[out] for out in outs], paradigm, progress)
+            for out, scores in zip(outs, found, strict=True):
                 _write_scores(_scores_file(out, paradigm.name), paradigm, scores)
 
 

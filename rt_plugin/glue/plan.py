@@ -109,10 +109,15 @@ def check_tokenizer(data: Path, model: Path) -> None:
             )
 
 
+def run_folder(out: Path, task: str, lr: float, seed: int) -> Path:
+    """Where a sweep into `out` has the run of a task."""
+    return out / task / f"lr{lr:g}-seed{seed}"
+
+
 def plan_run(args: argparse.Namespace, task: GlueTask, lr: float, seed: int, model: list[str]) -> PlannedRun:
     """One run with its command; `model`: the options that name the architecture."""
     data = args.data / task.name
-    folder = args.out / task.name / f"lr{lr:g}-seed{seed}"
+    folder = run_folder(args.out, task.name, lr, seed)
     splits = read_glue_file(data)["splits"]
     rows = splits["train"]["rows"]
     command = [

@@ -86,11 +86,11 @@ def minimal_pairs(plan: Plan, runs: Sequence[Run], pairs: Sequence[Path], out: P
         for data in pairs:
             folders = [pairs_folder(run, data.stem, mask, out) for mask in PAIR_MASKS]
             places += [(run, data.stem, folder) for folder in folders]
-            folder = folders[0].parent
-            command = [*verb("minimal-pairs"), str(run.folder(out)), str(data), "--out", str(folder)]
+            both = folders[0].parent
+            command = [*verb("minimal-pairs"), str(run.folder(out)), str(data), "--out", str(both)]
             command += ["--mask", *PAIR_MASKS, "--name", run.name, *(["--cpu"] if "--cpu" in plan.launcher else [])]
             if read_carried(run.folder(out)) is None:
-                jobs.append(Job(f"{data.stem} with {run.name}", command, folder / "minimal_pairs.log"))
+                jobs.append(Job(f"{data.stem} with {run.name}", command, both / "minimal_pairs.log"))
             elif not all((folder / PHENOMENA_FILE).is_file() for folder in folders):
                 commands.report(f"WARNING: {run.name} was taken over, and not measured on {data.stem}")
     try:

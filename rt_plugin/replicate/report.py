@@ -371,8 +371,9 @@ def _final_figure(results: Results) -> Figure:
     means = {arm: float(np.mean(losses)) for arm, losses in values.items()}
     near = [arm for arm in means if means[arm] < min(means.values()) + _NEAR]
     label = "test loss, bits" if is_evaluated(results) else "validation loss, bits"
+    groups = [list(values), near] if 1 < len(near) < len(values) else [list(values)]
     panels = []
-    for arms in [list(values)] + [near] * (1 < len(near) < len(values)):
+    for arms in groups:
         series = [Series(arm, [i] * len(values[arm]), values[arm], style=POINTS) for i, arm in enumerate(arms)]
         panels.append(Panel("", "", label, series, ticks=arms))
     return Figure("final_loss", panels)

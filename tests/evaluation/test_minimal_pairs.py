@@ -83,11 +83,11 @@ def test_an_interrupted_run_goes_on(pretrained, data, tmp_path, monkeypatch, cap
     scored = []
     original = minimal_pairs.score_paradigm
 
-    def interrupted(scorer, paradigm, *others):
+    def interrupted(scorers, paradigm, progress):
         if scored:
             raise KeyboardInterrupt
         scored.append(paradigm.name)
-        return original(scorer, paradigm, *others)
+        return original(scorers, paradigm, progress)
 
     monkeypatch.setattr(minimal_pairs, "score_paradigm", interrupted)
     assert run(pretrained, data, out) == 130
