@@ -103,7 +103,8 @@ def draw(figures: Iterable[Figure], out: Path) -> None:
     for figure in figures:
         colours = console_figures.colours(list(dict.fromkeys(s.label for panel in figure.panels for s in panel.series)))
         path, title = out / f"{figure.name}.png", figure.name.replace("_", " ")
-        with console_figures.panels(path, len(figure.panels), title) as axes:
+        columns = 2 if len(figure.panels) == 4 else 3
+        with console_figures.panels(path, len(figure.panels), title, columns) as axes:
             for ax, panel in zip(axes, figure.panels, strict=True):
                 _draw_panel(ax, panel, colours)
 

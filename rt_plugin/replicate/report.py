@@ -22,13 +22,13 @@ from rt_plugin.console.tables import markdown_table
 from rt_plugin.errors import UserError
 from rt_plugin.replicate import figures, statistics
 from rt_plugin.replicate.figures import POINTS, Figure, Panel, Series
+from rt_plugin.replicate.pairs import MEAN_OF_PARADIGMS, pairs_figure, phenomena_table, read_pairs
 from rt_plugin.replicate.plan import FINAL, SEARCH, Plan
 from rt_plugin.replicate.results import (
     ABOVE_UNIGRAM,
     CURVE_COLUMNS,
     CURVES_FILE,
     HELD_OUT_FILES,
-    PAIRS_FILE,
     RUN_COLUMNS,
     RUNS_FILE,
     STEPS_COLUMNS,
@@ -41,7 +41,6 @@ from rt_plugin.replicate.stability import stability_figure, stability_section
 
 REPORT_FILE = "report.md"
 _LOSS = "validation loss, bits a masked token"
-MEAN_OF_PARADIGMS = "mean over paradigms"  # as rt-plugin minimal-pairs calls it
 _FAILURES = (DIVERGED, ABOVE_UNIGRAM)
 _NEAR = 1.0  # bits
 
@@ -326,6 +325,7 @@ def make_figures(results: Results, folder: Path) -> list[Figure]:
     if results.of(FINAL):
         found.append(_final_figure(results))
     found += figures.of_held_out(folder)
+    found += pairs_figure(folder)
     found += stability_figure(folder)
     return found
 
@@ -413,20 +413,19 @@ def write_report(folder: Path, out: Path) -> str:
 def pairs_section(results: Results, folder: Path) -> list[str]:
     """Second outcome: the share of minimal pairs judged wrong, so that lower is better as with losses."""
     parts = []
-    wrong = defaultdict(lambda: defaultdict(list))
-    for row in read_csv(folder / PAIRS_FILE, ("arm", "seed", "data", "mask", "phenomenon", "accuracy")):
-        if row["phenomenon"] != MEAN_OF_PARADIGMS:
-            continue
-        wrong[row["data"], row["mask"]][row["arm"]].append(100 * (1 - float(row["accuracy"])))
     measurable = sum(row["failed"] != DIVERGED for row in results.of(FINAL))
-    for (data, mask), values in wrong.items():
-        title = f"## Second outcome: minimal pairs, {data}, --mask {mask}"
-        rows = [[arm, str(len(x)), _mean_and_spread([100 - v for v in x])] for arm, x in values.items()]
-        parts += [title, markdown_table(["arm", "seeds", "per cent right, mean over paradigms"], rows)]
+    for (data, mask), judgements in read_pairs(folder).items():
+        values = judgements[MEAN_OF_PARADIGMS]
+        rows = [[arm, str(len(x)), _mean_and_spread(x)] for arm, x in values.items()]
+        parts.append(f"## Second outcome: minimal pairs, {data}, --mask {mask}")
+        parts.append(markdown_table(["arm", "seeds", "per cent right, mean over paradigms"], rows))
         if missing := measurable - sum(map(len, values.values())):
             parts.append(f"**{missing} final runs were not measured on these pairs: nothing is compared.**")
         else:
-            parts += comparison_section(results, values, "", "points of wrong pairs", least=0)[1:]
+            wrong = {arm: [100 - right for right in x] for arm, x in values.items()}
+            parts += comparison_section(results, wrong, "", "points of wrong pairs", least=0)[1:]
+        if table := phenomena_table(judgements):
+            parts += ["By phenomenon, means over seeds:", table]
     return parts
 
 

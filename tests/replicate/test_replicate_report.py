@@ -269,6 +269,23 @@ def test_minimal_pairs_are_the_second_outcome(pairs):
     assert cells(text, "swish-rnn")[1:] == ["3", "70.0000 ± 1.0000"]
     assert cells(text, "1. swish-rnn - ffn")[1] == "-10.0000"  # points of wrong pairs
     assert "counts as none" not in text  # the least difference is one of losses
+    assert cells(text, "island effects") == ["island effects", *["10.0"] * len(LOSSES)]
+
+
+def test_minimal_pairs_without_a_mean_are_one_line(pairs, results, capfd):
+    pairs(ACCURACIES)
+    file = results.folder / "minimal_pairs.csv"
+    file.write_text(file.read_text().replace("mean over paradigms", "mean"))
+    assert report.main([str(results.folder)]) == 1
+    assert "minimal_pairs.csv: no row 'mean over paradigms' for blimp and word" in capfd.readouterr().err
+
+
+def test_minimal_pairs_are_drawn_a_point_a_run(pairs, results):
+    pairs(ACCURACIES)
+    drawn = {figure["name"]: figure for figure in json.loads((results.folder / "figures.json").read_text())}
+    (panel,) = drawn["minimal_pairs"]["panels"]
+    assert panel["title"] == "blimp, word" and panel["ticks"] == [*LOSSES]
+    assert panel["series"][-1]["y"] == [71.0, 72.0, 73.0]
 
 
 def test_the_same_csv_files_give_the_same_report(results, tmp_path_factory):
