@@ -60,7 +60,7 @@ def panels(
         path: PNG, SVG or PDF; its folder is made if needed.
         number: how many panels.
         title: of the figure.
-        columns: how many panels stand side by side.
+        columns: how many panels stand side by side at most; rows are as equal as can be, four panels two by two.
         height: of a row of panels, in inches.
         **subplots: for pyplot.subplots, such as sharey=True.
 
@@ -71,8 +71,8 @@ def panels(
     pyplot = _pyplot(path)
     if path.suffix[1:].lower() not in FORMATS:
         raise UserError(f"{path}: expected a name that ends in .{', .'.join(FORMATS)}")
-    columns = min(columns, number)
     rows = -(-number // columns)
+    columns = -(-number // rows)
     with pyplot.rc_context(_STYLE):
         figure, grid = pyplot.subplots(
             rows, columns, squeeze=False, layout="constrained", figsize=(PAGE_WIDTH, height * rows + 0.6), **subplots

@@ -12,7 +12,7 @@ from rt_plugin.replicate.results import HELD_OUT_FILES, read_csv
 
 FIGURES_FILE = "figures.json"
 _DIGITS = 6  # of what is kept: the last bits differ between machines
-LINE, POINTS = "line", "points"
+_LINE, _POINTS = "line", "points"
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Series:
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
-    style: str = LINE
+    style: str = _LINE
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ class Figure:
 
     name: str
     panels: Sequence[Panel]
+
+
+def points_panel(title: str, ylabel: str, values: Mapping[str, Sequence[float]]) -> Panel:
+    """A point a run; values: arm -> a value a seed."""
+    series = [Series(arm, [i] * len(found), found, style=_POINTS) for i, (arm, found) in enumerate(values.items())]
+    return Panel(title, "", ylabel, series, ticks=list(values))
 
 
 def of_held_out(folder: Path) -> list[Figure]:
@@ -103,15 +109,14 @@ def draw(figures: Iterable[Figure], out: Path) -> None:
     for figure in figures:
         colours = console_figures.colours(list(dict.fromkeys(s.label for panel in figure.panels for s in panel.series)))
         path, title = out / f"{figure.name}.png", figure.name.replace("_", " ")
-        columns = 2 if len(figure.panels) == 4 else 3
-        with console_figures.panels(path, len(figure.panels), title, columns) as axes:
+        with console_figures.panels(path, len(figure.panels), title) as axes:
             for ax, panel in zip(axes, figure.panels, strict=True):
                 _draw_panel(ax, panel, colours)
 
 
 def _draw_panel(ax, panel: Panel, colours: Mapping[str, str]) -> None:
     for s in panel.series:
-        line = {"marker": ".", "ls": "-" if s.style == LINE else "", "color": colours[s.label], "label": s.label}
+        line = {"marker": ".", "ls": "-" if s.style == _LINE else "", "color": colours[s.label], "label": s.label}
         if s.low:
             spread = [[y - low for y, low in zip(s.y, s.low, strict=True)]]
             spread.append([high - y for y, high in zip(s.y, s.high, strict=True)])

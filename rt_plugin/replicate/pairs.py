@@ -8,12 +8,10 @@ import numpy as np
 
 from rt_plugin.console.tables import markdown_table
 from rt_plugin.errors import UserError
-from rt_plugin.replicate.figures import POINTS, Figure, Panel, Series
+from rt_plugin.replicate.figures import Figure, points_panel
 from rt_plugin.replicate.results import PAIRS_FILE, read_csv
 
-# as rt-plugin minimal-pairs calls them
-MEAN_OF_PARADIGMS = "mean over paradigms"
-MEAN_OF_PHENOMENA = "mean over phenomena"
+MEAN_OF_PARADIGMS = "mean over paradigms"  # as rt-plugin minimal-pairs calls it
 
 Judgements = Mapping[str, Mapping[str, Sequence[float]]]
 """Phenomenon or mean -> arm -> points of 100 that each seed has right."""
@@ -37,7 +35,7 @@ def read_pairs(folder: Path) -> dict[tuple[str, str], Judgements]:
 
 def phenomena_table(judgements: Judgements) -> str:
     """A row a phenomenon, a column an arm, means over seeds; empty where the data have no phenomena."""
-    if not judgements.keys() - {MEAN_OF_PARADIGMS, MEAN_OF_PHENOMENA}:
+    if judgements.keys() == {MEAN_OF_PARADIGMS}:
         return ""
     arms = list(dict.fromkeys(arm for values in judgements.values() for arm in values))
     rows = [
@@ -49,9 +47,8 @@ def phenomena_table(judgements: Judgements) -> str:
 
 def pairs_figure(folder: Path) -> list[Figure]:
     """A panel for each data and way of masking: a point a run, the mean over paradigms; empty without pairs."""
-    panels = []
-    for (data, mask), judgements in read_pairs(folder).items():
-        values = judgements[MEAN_OF_PARADIGMS]
-        series = [Series(arm, [i] * len(x), x, style=POINTS) for i, (arm, x) in enumerate(values.items())]
-        panels.append(Panel(f"{data}, {mask}", "", "per cent right", series, ticks=list(values)))
+    panels = [
+        points_panel(f"{data}, {mask}", "per cent right", judgements[MEAN_OF_PARADIGMS])
+        for (data, mask), judgements in read_pairs(folder).items()
+    ]
     return [Figure("minimal_pairs", panels)] if panels else []

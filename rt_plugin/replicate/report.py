@@ -21,7 +21,7 @@ from rt_plugin.console.files import replacing
 from rt_plugin.console.tables import markdown_table
 from rt_plugin.errors import UserError
 from rt_plugin.replicate import figures, statistics
-from rt_plugin.replicate.figures import POINTS, Figure, Panel, Series
+from rt_plugin.replicate.figures import Figure, Panel, Series, points_panel
 from rt_plugin.replicate.pairs import MEAN_OF_PARADIGMS, pairs_figure, phenomena_table, read_pairs
 from rt_plugin.replicate.plan import FINAL, SEARCH, Plan
 from rt_plugin.replicate.results import (
@@ -372,11 +372,7 @@ def _final_figure(results: Results) -> Figure:
     near = [arm for arm in means if means[arm] < min(means.values()) + _NEAR]
     label = "test loss, bits" if is_evaluated(results) else "validation loss, bits"
     groups = [list(values), near] if 1 < len(near) < len(values) else [list(values)]
-    panels = []
-    for arms in groups:
-        series = [Series(arm, [i] * len(values[arm]), values[arm], style=POINTS) for i, arm in enumerate(arms)]
-        panels.append(Panel("", "", label, series, ticks=arms))
-    return Figure("final_loss", panels)
+    return Figure("final_loss", [points_panel("", label, {arm: values[arm] for arm in arms}) for arms in groups])
 
 
 def write_report(folder: Path, out: Path) -> str:

@@ -38,6 +38,13 @@ def test_a_figure_is_written_and_is_the_same_every_time(ending, start, tmp_path)
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
+@pytest.mark.parametrize(("number", "rows"), [(1, [1]), (2, [2]), (4, [2, 2]), (5, [3, 2]), (7, [3, 3, 1])])
+def test_panels_stand_in_equal_rows(number, rows, tmp_path):
+    with figures.panels(tmp_path / "figure.png", number, "Title") as panels:
+        places = [axes.get_subplotspec().rowspan.start for axes in panels]
+    assert [places.count(row) for row in range(len(rows))] == rows
+
+
 def test_a_figure_that_fails_leaves_the_old_one(tmp_path):
     path = tmp_path / "figure.png"
     path.write_bytes(b"old")
