@@ -1,7 +1,7 @@
 """Does recurrence help? Runs a written plan of pretrainings side by side, evaluates and reports it.
 
-SCALE is smoke, laptop, laptop-causes, laptop-mini, one-gpu, paper, or the path of a plan of your own (see
-rt_plugin/replicate/plan.py).
+SCALE is smoke, laptop, laptop-causes, laptop-gate, laptop-mini, one-gpu, paper, or the path of a plan of your own
+(see rt_plugin/replicate/plan.py).
 
     search     every arm at the same learning rates; where an arm's best rate is at the edge of the grid, the grid is
                extended for all arms
@@ -123,6 +123,9 @@ class Replication:
             UserError: no final run has ended, or a measurement broke off.
         """
         runs = self.final_runs()
+        if not runs:
+            commands.report("no final runs, by the plan or as all arms diverged: nothing is evaluated")
+            return
         ended = [run for run in runs if has_ended(run, self.out)]
         if not ended:
             raise UserError(f"{self.out}: no final run has ended, {runs[0].name} is the first; --stage final")

@@ -27,7 +27,7 @@ from rt_plugin.errors import UserError
 from rt_plugin.glue.specs import BY_NAME
 
 PLANS = Path(__file__).parent / "plans"
-SCALES = ("smoke", "laptop", "laptop-causes", "laptop-mini", "one-gpu", "paper")
+SCALES = ("smoke", "laptop", "laptop-causes", "laptop-gate", "laptop-mini", "one-gpu", "paper")
 SEARCH, FINAL = "search", "final"
 
 

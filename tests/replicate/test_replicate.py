@@ -324,6 +324,14 @@ def test_final_needs_the_search(corpus, trainer, tmp_path, capsys):
     assert not starts(trainer)
 
 
+def test_a_search_alone_ends_with_its_report(corpus, trainer, tmp_path, monkeypatch, capsys):
+    plan = make_plan(tmp_path, final={"seeds": []})
+    monkeypatch.setattr(command.Replication, "time", lambda self: None)
+    assert replicate(plan, "--out", tmp_path / "out", "--data", corpus) == 0
+    assert "no final runs" in capsys.readouterr().err
+    assert "## Search for learning rates" in (tmp_path / "out" / "results" / "report.md").read_text()
+
+
 def test_stopped_it_ends_its_trainings_and_goes_on_later(corpus, trainer, tmp_path):
     out, plan = tmp_path / "out", make_plan(tmp_path)
     (trainer / "slow").touch()
