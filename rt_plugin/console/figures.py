@@ -60,7 +60,7 @@ def panels(
         path: PNG, SVG or PDF; its folder is made if needed.
         number: how many panels.
         title: of the figure.
-        columns: how many panels stand side by side at most; rows are as equal as can be, four panels two by two.
+        columns: how many panels stand side by side at most; as few as the rows need, four panels two by two.
         height: of a row of panels, in inches.
         **subplots: for pyplot.subplots, such as sharey=True.
 
