@@ -2,12 +2,12 @@
 """The trials that options of fine-tuning are chosen by: recipes x models on a part held out of GLUE's train sets.
 
 Recipes are in the plan below, data and not code: one sweep of finetune-glue each; the same command goes on where
-it was stopped, and skips what is finished. After each sweep, CSV has the rows of all of them, with their recipe. In the
-end the table of docs/glue.md is printed: the last epoch's score, the mean over seeds and learning rates.
+it was stopped, and skips what is finished. After each sweep, RESULTS/trials.csv has the rows of all of them, with their
+recipe, and RESULTS/report.md the table of docs/glue.md: the last epoch's score, the mean over seeds and learning rates.
 
 Example:
     rt-plugin prepare-glue runs/glue runs/held-out --hold-out 0.2 --subsets --model examples/checkpoints/roberta_mini
-    nice python scripts/finetuning_trials.py runs/held-out runs/trials docs/figures/finetuning_trials.csv
+    nice python scripts/finetuning_trials.py runs/held-out runs/trials docs/results/finetuning-trials
 """
 
 import csv
@@ -18,7 +18,7 @@ from statistics import fmean
 
 import checkout
 from rt_plugin.console.files import replacing
-from rt_plugin.console.tables import markdown_table
+from rt_plugin.console.tables import markdown_table, write_csv
 from rt_plugin.glue import finetune
 from rt_plugin.glue.plan import run_folder
 from rt_plugin.glue.results import CSV_FILE, UNDEFINED
@@ -64,6 +64,7 @@ PLAN = {
     "CoLA": ("mean", "first", "max", "mean-decay0.8", "mean-4epochs"),
     "SST-2": ("mean", "first", "max"),
 }
+ROWS_FILE = "trials.csv"
 COLUMNS = ("recipe", "model", "task", "lr", "seed", "epochs", "last_score", "best_score", "failed", "seconds")
 
 
@@ -91,19 +92,26 @@ def sweep(
     )
 
 
-def write(out: Path, path: Path) -> None:
+def write_rows(out: Path, results: Path) -> None:
     """All rows of all sweeps so far, in the order of the plan."""
     rows = []
     for recipe in RECIPES:
         for model in MODELS:
-            results = out / model / recipe / CSV_FILE
-            if results.is_file():
-                with results.open(newline="") as file:
+            found = out / model / recipe / CSV_FILE
+            if found.is_file():
+                with found.open(newline="") as file:
                     rows += [{"recipe": recipe, **row} for row in csv.DictReader(file)]
     rows.sort(key=lambda row: (list(PLAN).index(row["task"]), MODELS.index(row["model"])))
-    with replacing(path) as file:
-        lines = [COLUMNS, *([row[name] for name in COLUMNS] for row in rows)]
-        file.write("".join(",".join(line) + "\n" for line in lines).encode())
+    write_csv(results / ROWS_FILE, COLUMNS, ({name: row[name] for name in COLUMNS} for row in rows))
+
+
+def write_report(folder: Path, out: Path) -> str:
+    """Write report.md of a folder's rows into `out`; returns the text."""
+    heading = "# Trials of fine-tuning\n\nPoints of 100 on held-out rows of the train sets."
+    text = f"{heading}\n\n{table(folder / ROWS_FILE)}\n"
+    with replacing(out / "report.md") as file:
+        file.write(text.encode())
+    return text
 
 
 def table(path: Path) -> str:
@@ -132,7 +140,7 @@ def main() -> int:
     parser = checkout.parser(__doc__)
     parser.add_argument("data", metavar="DATA", type=Path, help="the OUT folder of rt-plugin prepare-glue --hold-out")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for the sweeps")
-    parser.add_argument("csv", metavar="CSV", type=Path, help="file for all rows")
+    parser.add_argument("results", metavar="RESULTS", type=Path, help="folder for all rows, and the report")
     parser.add_argument("--tasks", nargs="+", choices=list(PLAN), default=list(PLAN), help="default: all")
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="default: all")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="default: %(default)s")
@@ -144,8 +152,9 @@ def main() -> int:
             for model in args.models:
                 if status := run(args.data, args.out, task, recipe, model, args.lr, args.seeds):
                     return status
-                write(args.out, args.csv)
-    print(table(args.csv))
+                write_rows(args.out, args.results)
+                write_report(args.results, args.results)
+    print(table(args.results / ROWS_FILE))
     return 0
 
 

@@ -1,5 +1,6 @@
 """What the recurrence of a model has learned: its parameters, its gates, and how far back its states remember.
 
+    OUT/layers.csv       by layer: kind, direction, mean lag, share from 4 or more positions back, share of closed gates
     OUT/memory.csv       by layer and lag: |d c[i] / d x1[i - lag]|, averaged over TEXT; mean over the channels, and
                          the channels at 5, 50 and 95 %
     OUT/parameters.csv   by layer: mean, deviation and quantiles over the channels of alpha, beta, c_bias, gate_bias (of
@@ -24,16 +25,17 @@ from rt_plugin.errors import UserError
 def show(args: argparse.Namespace) -> None:
     """The command's work."""
     from rt_plugin import hub
-    from rt_plugin.evaluation import recurrence_report
+    from rt_plugin.evaluation import recurrence_report, recurrence_tables
 
     model = hub.from_pretrained(str(args.model), args.checkpoint)
-    layers, tokens = recurrence_report.measure_text(model, args.text, args.blocks, args.lags)
+    layers, tokens = recurrence_tables.measure_text(model, args.text, args.blocks, args.lags)
     try:
         name = args.name or args.model.resolve().name
-        print(recurrence_report.write_report(name, layers, tokens, args.out))
+        recurrence_tables.write_tables(name, layers, tokens, args.out)
+        print(recurrence_report.write_report(args.out, args.out))
     except OSError as error:
         raise UserError(f"{args.out}: cannot be written ({error.strerror}); choose another --out") from None
-    commands.report(f"{args.out}: {', '.join(recurrence_report.FILES)}")
+    commands.report(f"{args.out}: {', '.join((*recurrence_report.FILES, *recurrence_tables.FILES))}")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

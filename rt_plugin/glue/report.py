@@ -68,6 +68,21 @@ def write_report(results: Results, out: Path, floors: Results | None = None) -> 
     return text
 
 
+def write_report_of(tables: Sequence[Path], out: Path, scores: str = WHEN[0]) -> str:
+    """Write the report on CSV files of sweeps and floors, the baseline first; see `write_report`.
+
+    Args:
+        scores: of the best epoch or of the last, one of `WHEN`.
+
+    Raises:
+        UserError: a file cannot be read or holds something else; or see `write_report`.
+    """
+    runs = list(itertools.chain.from_iterable(map(read_csv, tables)))
+    floors = [run for run in runs if run.lr is None]
+    results = collect((run for run in runs if run.lr is not None), scores)
+    return write_report(results, out, collect(floors, scores) if floors else None)
+
+
 def _markdown(results: Results, rows: Sequence[dict], between: Sequence[Difference], floors: Results) -> str:
     shared = averaged(common_tasks(results))
     parts = [
@@ -135,11 +150,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def report(args: argparse.Namespace) -> None:
     """Write the report that the command line asks for and print it."""
-    runs = list(itertools.chain.from_iterable(map(read_csv, args.csv)))
-    floors = [run for run in runs if run.lr is None]
-    results = collect((run for run in runs if run.lr is not None), args.scores)
     try:
-        print(write_report(results, args.out, collect(floors, args.scores) if floors else None))
+        print(write_report_of(args.csv, args.out, args.scores))
     except OSError as error:
         raise UserError(f"{args.out}: the report cannot be written ({error.strerror}); choose another --out") from None
     commands.report(f"{args.out}: report.md, table.csv, differences.csv, learning_rates.png, boxes.png")

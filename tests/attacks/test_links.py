@@ -121,8 +121,8 @@ def test_reports_follow_no_link(precious, tmp_path):
     names = ("table.csv", "differences.csv", "report.md", "learning_rates.png", "boxes.png")
     for name in names:
         (tmp_path / name).symlink_to(precious)
-    tables = [REPOSITORY / "docs" / "figures" / f"glue_{model}.csv" for model in ("roberta_mini",)]
-    assert report.main([*map(str, tables), "--out", str(tmp_path)]) == 0
+    table = REPOSITORY / "docs" / "results" / "glue-mini" / "roberta_mini.csv"
+    assert report.main([str(table), "--out", str(tmp_path)]) == 0
     assert precious.read_text() == "kept"
     assert all((tmp_path / name).stat().st_size and not (tmp_path / name).is_symlink() for name in names)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from conftest import REPOSITORY, SAMPLE
 from rt_plugin import reference
-from rt_plugin.evaluation import recurrence_report, show_recurrence
+from rt_plugin.evaluation import recurrence_report, recurrence_tables, show_recurrence
 from rt_plugin.evaluation.memory import measure
 from rt_plugin.modules import RecurrentFFN
 
@@ -104,7 +104,7 @@ def rows(path):
 def test_tables_and_figures(pretrained, tmp_path, capsys):
     options = ("--checkpoint", "checkpoint_last.pt", "--blocks", 3, "--lags", 10, "--name", "tiny")
     assert run(pretrained, SAMPLE / "valid.txt", tmp_path, *options) == 0
-    assert all((tmp_path / name).stat().st_size for name in recurrence_report.FILES)
+    assert all((tmp_path / name).stat().st_size for name in (*recurrence_report.FILES, *recurrence_tables.FILES))
     assert [(row["layer"], row["lag"]) for row in rows(tmp_path / "memory.csv")] == [
         (str(layer), str(lag)) for layer in (1, 2) for lag in range(10)
     ]

@@ -1,17 +1,14 @@
 """The report of a replication: what it says of known results, and that the committed ones come from their CSV files."""
 
 import json
-import re
 
 import pytest
 
-from conftest import REPOSITORY
 from rt_plugin.glue import results as glue_results
 from rt_plugin.replicate import report
 from rt_plugin.replicate.plan import load_plan
 from rt_plugin.replicate.results import CURVE_COLUMNS, RUN_COLUMNS, write_csv
 
-COMMITTED = sorted(path.parent for path in (REPOSITORY / "docs" / "results").glob("*/plan.json"))
 # bits on the test documents; what the search found is 0.2 above
 LOSSES = {
     "ffn": 8.0,
@@ -303,39 +300,6 @@ def test_the_same_csv_files_give_the_same_report(results, tmp_path_factory):
     whole, near = names["final_loss"]["panels"]
     assert whole["ticks"] == [*LOSSES] and near["ticks"] == [arm for arm, loss in LOSSES.items() if loss < 7.2]
     assert near["series"][0]["y"] == [6.99, 7.0, 7.01]
-
-
-def test_committed_reports_come_from_the_committed_csv_files(tmp_path):
-    if not COMMITTED:
-        pytest.skip("docs/results holds no results yet")
-    for folder in COMMITTED:
-        report.write_report(folder, tmp_path)
-        for name in ("report.md", "figures.json"):
-            there = (folder / name).read_text(encoding="utf-8")
-            assert (tmp_path / name).read_text(encoding="utf-8") == there, f"rt-plugin replicate-report {folder}"
-        for figure in json.loads((folder / "figures.json").read_text()):
-            assert (folder / f"{figure['name']}.png").is_file()
-
-
-DOCS = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
-TABLE = r"(?:\|.*\n)+"
-FROM_RESULTS = re.compile(rf"<!-- of (\S+)/report\.md -->\n\n({TABLE})")
-
-
-def entries(table: str) -> set[tuple[str, str, str]]:
-    """(row, column, content) of the cells of a table."""
-    headings, _, *rows = rows_of(table)
-    return {(row[0], heading, cell) for row in rows for heading, cell in zip(headings, row, strict=True)}
-
-
-def test_tables_in_the_docs_are_those_of_the_report():
-    """Each cell of a table with this mark stands in a row and column of the same names in the report."""
-    tables = [(path, *found) for path in DOCS for found in FROM_RESULTS.findall(path.read_text(encoding="utf-8"))]
-    assert "docs/replication.md" in {str(path.relative_to(REPOSITORY)) for path, *_ in tables}
-    for path, folder, table in tables:
-        text = (path.parent / folder / "report.md").read_text(encoding="utf-8")
-        known = set().union(*map(entries, re.findall(TABLE, text)))
-        assert entries(table) - known == set(), path
 
 
 def test_a_folder_without_results_is_one_line(tmp_path, capsys):
