@@ -54,6 +54,7 @@ RECIPES = {
     "pair-4epochs": Recipe("pair", epochs=4),
     "mean-4epochs": Recipe("mean", epochs=4),
     "pair-mnli": Recipe("pair", first="MNLI"),
+    "pair-qqp": Recipe("pair", first="QQP"),
 }
 FIRST_LR, FIRST_SEED = "3e-4", "1"  # of the task before
 # task -> recipes, in the order in which they are run; single sentences have no pair
