@@ -10,7 +10,6 @@ Example:
     nice python scripts/finetuning_trials.py runs/held-out runs/trials docs/results/finetuning-trials
 """
 
-import csv
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from statistics import fmean
 
 import checkout
 from rt_plugin.console.files import replacing
-from rt_plugin.console.tables import markdown_table, write_csv
+from rt_plugin.console.tables import markdown_table, read_csv, write_csv
 from rt_plugin.glue import finetune
 from rt_plugin.glue.plan import run_folder
 from rt_plugin.glue.results import CSV_FILE, UNDEFINED
@@ -100,8 +99,7 @@ def write_rows(out: Path, results: Path) -> None:
         for model in MODELS:
             found = out / model / recipe / CSV_FILE
             if found.is_file():
-                with found.open(newline="") as file:
-                    rows += [{"recipe": recipe, **row} for row in csv.DictReader(file)]
+                rows += [{"recipe": recipe, **row} for row in read_csv(found)]
     rows.sort(key=lambda row: (list(PLAN).index(row["task"]), MODELS.index(row["model"])))
     write_csv(results / ROWS_FILE, COLUMNS, ({name: row[name] for name in COLUMNS} for row in rows))
 
@@ -117,8 +115,7 @@ def write_report(folder: Path, out: Path) -> str:
 
 def table(path: Path) -> str:
     """Points of 100 on the held-out rows, a column a recipe that was tried."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(path)
     recipes = [name for name in RECIPES if any(row["recipe"] == name for row in rows)]
     lines = []
     for task, model in dict.fromkeys((row["task"], row["model"]) for row in rows):

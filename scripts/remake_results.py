@@ -52,10 +52,10 @@ def remake(folder: Path, out: Path) -> None:
     Raises:
         UserError: the folder holds no results; or see those who write them.
     """
-    found = [make for name, make in MAKERS.items() if (folder / name).is_file()]
-    if not found:
+    make = next((make for name, make in MAKERS.items() if (folder / name).is_file()), None)
+    if make is None:
         raise UserError(f"{folder}: found no results, expected one of {', '.join(MAKERS)}")
-    found[0](folder, out)
+    make(folder, out)
 
 
 def main() -> int:

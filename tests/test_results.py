@@ -23,7 +23,9 @@ def test_reports_come_from_the_csv_files(folder, tmp_path):
         if name.endswith(".png"):
             assert (folder / name).is_file(), "run: python scripts/remake_results.py"
         else:
-            assert path.read_text() == (folder / name).read_text(), f"python scripts/remake_results.py {folder}"
+            assert path.read_text("utf-8") == (folder / name).read_text("utf-8"), (
+                f"python scripts/remake_results.py {folder}"
+            )
     drawn = {path.name for path in folder.glob("*.png")}
     assert drawn == {name for name in made if name.endswith(".png")}
 

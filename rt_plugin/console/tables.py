@@ -27,6 +27,16 @@ def _table(headings: Sequence[str], rows: list[Sequence[str]], left: Collection[
     return "\n".join(line.rstrip() for line in table.splitlines())
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Column -> cell, for each row of a CSV file.
+
+    Raises:
+        OSError, UnicodeDecodeError, csv.Error: it cannot be read.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def write_csv(
     path: Path, columns: Sequence[str], rows: Iterable[Mapping], cell: Callable[[object], object] | None = None
 ) -> None:

@@ -1,11 +1,10 @@
 """Tables and figures for people of what a recurrence has learned, made of the CSV files of `recurrence_tables`."""
 
-import csv
 from pathlib import Path
 
 from rt_plugin.console import figures
 from rt_plugin.console.files import replacing
-from rt_plugin.console.tables import markdown_table
+from rt_plugin.console.tables import markdown_table, read_csv
 from rt_plugin.evaluation.memory import CLOSED
 from rt_plugin.evaluation.recurrence_tables import (
     BEYOND_COLUMN,
@@ -34,19 +33,13 @@ def write_report(folder: Path, out: Path) -> str:
         UserError: matplotlib is not installed.
         OSError: a file cannot be read or written.
     """
-    layers, memory, parameters = (_rows(folder / name) for name in (LAYERS_FILE, MEMORY_FILE, PARAMETERS_FILE))
+    layers, memory, parameters = (read_csv(folder / name) for name in (LAYERS_FILE, MEMORY_FILE, PARAMETERS_FILE))
     text = _markdown(layers, memory, parameters)
-    out.mkdir(parents=True, exist_ok=True)
     with replacing(out / "report.md") as file:
         file.write(text.encode())
     plot_memory(layers, memory, out / "memory.png")
     plot_parameters(layers[0]["model"], parameters, out / "parameters.png")
     return text
-
-
-def _rows(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _of_layer(rows: list[Row], layer: Row) -> list[Row]:

@@ -4,7 +4,6 @@ Markdown with a YAML head, as the Hugging Face hub reads it. Nothing in it is ma
 """
 
 import argparse
-import csv
 import json
 import shlex
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 
 from rt_plugin.console.files import sha256
+from rt_plugin.console.tables import read_csv
 from rt_plugin.errors import UserError
 from rt_plugin.inference.interface import RecurrentRobertaHubInterface
 from rt_plugin.inference.loading import from_pretrained
@@ -130,8 +130,7 @@ def _pairs(folder: Path, source: Path) -> tuple[list[tuple[str, str]], str]:
             "with this one"
         )
     try:
-        with (folder / "phenomena.csv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_csv(folder / "phenomena.csv")
         values = [
             (row["phenomenon"], row["pairs"], *(100 * float(row[n]) for n in ("accuracy", "low", "high")))
             for row in rows

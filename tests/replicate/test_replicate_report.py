@@ -1,4 +1,4 @@
-"""The report of a replication: what it says of known results, and that the committed ones come from their CSV files."""
+"""The report of a replication: what it says of known results."""
 
 import json
 
