@@ -23,7 +23,7 @@ from rt_plugin.glue.dataset import GlueDataset
 from rt_plugin.glue.head import check_pooling, leave_out, task_before
 from rt_plugin.glue.layer_rates import layer_rates, mark
 from rt_plugin.glue.metrics import CollectedOutputs, evaluate
-from rt_plugin.glue.pooling import PAIR, POOLINGS, PoolingHook
+from rt_plugin.glue.pooling import AUTO, POOLINGS, PoolingHook, settle
 from rt_plugin.glue.results import METRICS_FILE, SCORE
 from rt_plugin.glue.specs import LOWER_IS_BETTER, METRICS, GlueTask
 from rt_plugin.model_folder.checkpoint import (
@@ -83,12 +83,12 @@ class RtGlueConfig(FairseqDataclass):
     classification_head_name: str = field(
         default="sentence_classification_head", metadata={"help": "name of the classification head to train"}
     )
-    pooling: ChoiceEnum(POOLINGS) = field(
+    pooling: ChoiceEnum((*POOLINGS, AUTO)) = field(
         default=POOLINGS[0],
         metadata={
             "help": "what the classification head reads: first (the first position), mean or max (of all that are no "
-            "padding, <s> and </s> among them), or pair (u, v, |u-v|, u*v of the means over two texts); stays with the "
-            "model",
+            "padding, <s> and </s> among them), pair (u, v, |u-v|, u*v of the means over two texts), or auto (pair for "
+            "two texts, first for one); stays with the model",
         },
     )
     layer_lr_decay: float = field(
@@ -160,8 +160,7 @@ class RtGlueTask(WithCompanions, FairseqTask):
                 Tokenizer.load(folder).check_dictionary(dictionary.symbols, str(dictionary_path))
         dictionary.add_symbol("<mask>")
         glue_task = prepared.task_of(folder, cfg.glue_task, cfg.num_classes, cfg.regression_target)
-        if cfg.pooling == PAIR and len(glue_task.texts) == 1:
-            raise UserError(f"--pooling {PAIR} is for pairs of texts, and {glue_task.name} has one; use --pooling mean")
+        _settle_pooling(cfg, glue_task)
         labels = None if glue_task.is_regression else prepared.load_labels(label_path, glue_task)
         logger.info("task %s, %d symbols, classes: %s", glue_task.name, len(dictionary), glue_task.labels or "score")
         return cls(cfg, glue_task, dictionary, labels)
@@ -351,6 +350,14 @@ class RtGlueTask(WithCompanions, FairseqTask):
         line |= {name: None if math.isnan(value) else value for name, value in values.items()}
         with appending(self._metrics_file) as file:
             file.write(json.dumps(line).encode() + b"\n")
+
+
+def _settle_pooling(cfg: RtGlueConfig, glue_task: GlueTask) -> None:
+    """Put what --pooling auto means here into the options, and into those of the training, which a checkpoint keeps."""
+    cfg.pooling = settle(str(cfg.pooling), len(glue_task.texts), glue_task.name)
+    training = cfg._get_parent() if OmegaConf.is_config(cfg) else None
+    if training is not None:
+        training.task.pooling = cfg.pooling
 
 
 def _log_metric(name: str, value: float) -> None:

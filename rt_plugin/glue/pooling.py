@@ -13,8 +13,26 @@ from torch import Tensor, nn
 
 from rt_plugin.errors import UserError
 
-PAIR = "pair"
-POOLINGS = ("first", "mean", "max", PAIR)
+PAIR, AUTO = "pair", "auto"
+POOLINGS = ("first", "mean", "max", PAIR)  # that a head can have been trained with
+
+
+def settle(pooling: str, texts: int, task: str) -> str:
+    """Which of `POOLINGS` an option means for a task.
+
+    Args:
+        pooling: one of them, or `AUTO`.
+        texts: in each row, 1 or 2.
+        task: its name, for errors.
+
+    Raises:
+        UserError: it is for pairs, and the task has single texts.
+    """
+    if pooling == PAIR and texts == 1:
+        raise UserError(f"--pooling {PAIR} is for pairs of texts, and {task} has one; use --pooling mean")
+    if pooling == AUTO:
+        return PAIR if texts == 2 else POOLINGS[0]
+    return pooling
 
 
 def pool(features: Tensor, padding: Tensor, pooling: str) -> Tensor:

@@ -52,6 +52,15 @@ def pair_model(glue_dir, pretrained, tmp_path_factory):
     return folder
 
 
+def single_texts(glue_dir, folder):
+    """The data and options of fairseq-train for QNLI without its second texts."""
+    data = folder / "single texts"
+    shutil.copytree(glue_dir / "out" / "QNLI", data)
+    shutil.rmtree(data / "input1")
+    (data / "glue.json").unlink()
+    return data, "--num-classes", "2"
+
+
 def by_definition(hub, ids, pooling):
     """The head's logits for one text without padding, from fairseq's own head on the vector that the option names."""
     hidden = hub.extract_features(ids)[0]
@@ -102,13 +111,24 @@ def test_pairs_need_two_texts(pair_model, glue_dir, tmp_path):
     hub = RecurrentRobertaModel.from_pretrained(str(pair_model))
     with pytest.raises(UserError, match="--pooling pair: found a single text, expected two"):
         hub.predict(HEAD, hub.encode(TEXTS[0]))
-    shutil.copytree(glue_dir / "out" / "STS-B", tmp_path / "data")
-    shutil.rmtree(tmp_path / "data" / "input1")
-    (tmp_path / "data" / "glue.json").write_text('{"task": "CoLA"}')
-    error = user_error(
-        finetune(tmp_path / "data", tmp_path / "out", "--arch", "roberta_tiny", "--pooling", "pair", ok=False)
-    )
-    assert error.endswith("--pooling pair is for pairs of texts, and CoLA has one; use --pooling mean")
+    data, *options = single_texts(glue_dir, tmp_path)
+    result = finetune(data, tmp_path / "out", *options, "--arch", "roberta_tiny", "--pooling", "pair", ok=False)
+    expected = "--pooling pair is for pairs of texts, and custom has one; use --pooling mean"
+    assert user_error(result).endswith(expected)
+
+
+@pytest.mark.parametrize(("texts", "expected"), [(1, "first"), (2, "pair")])
+def test_auto_goes_by_the_number_of_texts_and_what_it_chose_stays_with_the_model(texts, expected, glue_dir, tmp_path):
+    data, *options = single_texts(glue_dir, tmp_path) if texts == 1 else [glue_dir / "out" / "QNLI"]
+    finetune(data, tmp_path / "out", *options, "--arch", "roberta_tiny", "--max-positions", "64", "--pooling", "auto")
+    stored = torch.load(tmp_path / "out" / "checkpoint_best.pt", weights_only=False)
+    assert stored["cfg"]["task"]["pooling"] == expected
+    hub = RecurrentRobertaModel.from_pretrained(str(tmp_path / "out"))
+    tokens = hub.encode(*TEXTS[:texts])
+    hidden, length = hub.extract_features(tokens)[0], len(hub.encode(TEXTS[0]))
+    u, v = hidden[:length].mean(dim=0), hidden[length:].mean(dim=0)
+    vector = hidden[0] if texts == 1 else torch.cat([u, v, (u - v).abs(), u * v])
+    torch.testing.assert_close(hub.predict(HEAD, tokens, return_logits=True)[0], logits_of(hub, vector))
 
 
 def test_it_stays_with_an_exported_model(mean_model, tmp_path):
