@@ -21,7 +21,7 @@ def settle(pooling: str, texts: int, task: str) -> str:
     """Which of `POOLINGS` an option means for a task.
 
     Args:
-        pooling: one of them, or `AUTO`.
+        pooling: one of them, or `AUTO`: pair for two texts, first for one.
         texts: in each row, 1 or 2.
         task: its name, for errors.
 
