@@ -1,5 +1,6 @@
 """A folder for transformers gives what the model folder gives, and nothing else has to be installed for it."""
 
+import copy
 import json
 import os
 import random
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fairseq.modules import gelu
+from op_cases import relative_error
 
 from conftest import SAMPLE
 from model_folders import CHECKPOINTS, FILES, SHAPES, write_model_folder
@@ -18,6 +21,8 @@ from rt_plugin.model import RecurrentRobertaModel
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 COMMITTED = ("recurrent_roberta_mini", "recurrent_roberta_mini_alternate", "roberta_mini")
+EXACT = 1e-10  # the largest difference of logits in float64
+ROUNDING = 3e-6  # the largest relative error of logits in float32, norm of the difference over the norm, as of the op
 ODD = [
     "",
     " \t ",
@@ -79,14 +84,27 @@ def worst_difference(ours, theirs, tokens):
 
 
 def worst_in(ours, theirs, batches):
-    """The same over batches (B, L) of token ids."""
+    """The same over batches (B, L) of token ids, in float64; in float32 both are near that, as rounding allows."""
+    exact, exact_theirs = in_float64(ours.model), in_float64(theirs)
     with torch.no_grad():
         worst = 0.0
         for batch in batches:
-            known, other = ours.model(batch)[0], theirs(input_ids=batch, attention_mask=batch.ne(1)).logits
-            worst = max(worst, (known - other)[batch.ne(1)].abs().max().item())
-            assert known[batch.ne(1)].argmax(-1).equal(other[batch.ne(1)].argmax(-1))
+            real, given = batch.ne(1), {"input_ids": batch, "attention_mask": batch.ne(1)}
+            wanted, other = exact(batch)[0][real], exact_theirs(**given).logits[real]
+            worst = max(worst, (wanted - other).abs().max().item())
+            for logits in (ours.model(batch)[0][real], theirs(**given).logits[real]):
+                assert relative_error(logits, wanted) < ROUNDING
+                assert logits.argmax(-1).equal(wanted.argmax(-1))
     return worst
+
+
+def in_float64(model):
+    """A copy that computes in float64 throughout: fairseq's gelu would go through float32 for any type."""
+    model = copy.deepcopy(model).double()
+    for module in model.modules():
+        if getattr(module, "activation_fn", None) is gelu:
+            module.activation_fn = torch.nn.functional.gelu
+    return model
 
 
 @pytest.mark.parametrize("name", COMMITTED)
@@ -108,7 +126,7 @@ def test_token_ids_of_a_thousand_sentences(name, committed):
 def test_logits_of_real_sentences(name, committed):
     ours, theirs = RecurrentRobertaModel.from_pretrained(str(CHECKPOINTS / name)), load(committed[name])
     tokens = [one[:24] for one in ours.encode(sentences(16), truncate=True)]
-    assert worst_difference(ours, theirs, tokens) < 1e-5
+    assert worst_difference(ours, theirs, tokens) < EXACT
 
 
 @pytest.mark.slow
@@ -120,7 +138,7 @@ def test_logits_of_many_sentences(name, count, committed):
     ours, theirs = RecurrentRobertaModel.from_pretrained(str(CHECKPOINTS / name)), load(committed[name])
     worst = worst_in(ours, theirs, (one[None] for one in ours.encode(sentences(count), truncate=True)))
     print(f"{name}: largest difference {worst:.2g}")
-    assert worst < 1e-5
+    assert worst < EXACT
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -130,7 +148,7 @@ def test_every_shape_there_and_back(shape, tmp_path):
     folder = export(model, tmp_path / "folder", "--precision", "float32")
     ours, theirs = RecurrentRobertaModel.from_pretrained(str(model)), load(folder)
     tokens = ours.encode(["It is.", "Paris is the capital of France, and has been for a long time.", "a"])
-    assert worst_difference(ours, theirs, tokens) < 1e-5
+    assert worst_difference(ours, theirs, tokens) < EXACT
     own = shape != "roberta"  # transformers' RoBERTa is taken for what it can compute
     assert type(theirs).__name__ == ("RecurrentRobertaForMaskedLM" if own else "RobertaForMaskedLM")
     assert main(["import-huggingface", str(folder), str(tmp_path / "back")]) == 0
@@ -288,13 +306,13 @@ model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eva
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 text = "Paris is the <mask> of France."
 with torch.no_grad():
-    logits = model(**tokenizer(text, return_tensors="pt")).logits
-print(json.dumps([tokenizer(text)["input_ids"], logits[0].tolist()]))
+    logits, exact = (model.to(t)(**tokenizer(text, return_tensors="pt")).logits[0] for t in (torch.float, torch.double))
+print(json.dumps([tokenizer(text)["input_ids"], logits.tolist(), exact.tolist()]))
 """
 
 
 def run_without(python, folder, tmp_path):
-    """The ids and the logits of `WITHOUT`, in a fresh process that starts elsewhere."""
+    """The ids and the logits of `WITHOUT`, in float32 and in float64, in a fresh process that starts elsewhere."""
     variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [python, "-c", WITHOUT, str(folder)], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300
@@ -305,11 +323,12 @@ def run_without(python, folder, tmp_path):
 
 def check_without(found, name):
     ours = RecurrentRobertaModel.from_pretrained(str(CHECKPOINTS / name))
-    ids, logits = found
+    ids, logits, exact = found
     assert ids.count(ours.task.source_dictionary.index("<mask>")) == 1
     with torch.no_grad():
-        known = ours.model(torch.tensor([ids]))[0][0]
-    torch.testing.assert_close(torch.tensor(logits), known, rtol=0, atol=1e-5)
+        known = in_float64(ours.model)(torch.tensor([ids]))[0][0]
+    torch.testing.assert_close(torch.tensor(exact, dtype=torch.float64), known, rtol=0, atol=EXACT)
+    assert relative_error(torch.tensor(logits), known) < ROUNDING
 
 
 def test_needs_neither_fairseq_nor_this_package(committed, tmp_path):
