@@ -198,7 +198,7 @@ def comparison_section(
         least: a difference below counts as none.
     """
     pairs = compared_arms(results)
-    if left(results) or any(arm not in values for pair in pairs for arm in pair):
+    if not pairs or left(results) or any(arm not in values for pair in pairs for arm in pair):
         return []
     compared = statistics.compare([(values[a], values[b]) for a, b in pairs])
     rows = [

@@ -49,9 +49,9 @@ def run_row(stage, arm, rate, seed, valid, test="", failed=""):
 def results(tmp_path):
     """Writes a folder of CSV files with these test losses, and makes its report; returns the text."""
 
-    def make(losses, change=lambda rows: None):
+    def make(losses, change=lambda rows: None, **keys):
         plan = load_plan("laptop")
-        (tmp_path / "plan.json").write_text(json.dumps(plan.source))
+        (tmp_path / "plan.json").write_text(json.dumps({**plan.source, **keys}))
         rows = [
             run_row("search", arm, rate, 1, round(loss + 0.2 + 0.1 * (rate != 1.5e-3), 3))
             for arm, loss in losses.items()
@@ -151,6 +151,11 @@ def test_nothing_is_compared_before_all_final_runs_have_ended(results):
     assert "2 final runs are left: nothing is compared" in text and "By the plan's rule" not in text
     assert cells(text.split("## Final runs")[1], "swish-rnn")[4] == "6.5000 ± 0.0100"
     assert "are left" not in results(LOSSES)
+
+
+def test_a_plan_without_comparisons_has_no_table_of_them(results):
+    text = results(LOSSES, comparisons=[], verdicts=[])
+    assert "## Final runs" in text and "outcome" not in text and "By the plan's rule" not in text
 
 
 def test_edges_and_divergence_in_the_search(results):
