@@ -1,6 +1,7 @@
 """Model folders with random weights, of any shape, made in this process: what tests of other formats start from."""
 
 import argparse
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.models.roberta import RobertaModel
+from fairseq.modules import gelu
 
 from conftest import REPOSITORY
 from rt_plugin.glue.pooling import PoolingHook
@@ -111,3 +113,12 @@ def _build(options: argparse.Namespace, dictionary: Dictionary):
             return options.max_positions
 
     return (RobertaModel if options.arch.startswith("roberta") else RecurrentRobertaModel).build_model(options, Task())
+
+
+def in_float64(model):
+    """A copy that computes in float64 throughout: fairseq's gelu would go through float32 for any type."""
+    model = copy.deepcopy(model).double()
+    for module in model.modules():
+        if getattr(module, "activation_fn", None) is gelu:
+            module.activation_fn = torch.nn.functional.gelu
+    return model

@@ -1,6 +1,5 @@
 """A folder for transformers gives what the model folder gives, and nothing else has to be installed for it."""
 
-import copy
 import json
 import os
 import random
@@ -11,11 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from fairseq.modules import gelu
 from op_cases import relative_error
 
 from conftest import SAMPLE
-from model_folders import CHECKPOINTS, FILES, SHAPES, write_model_folder
+from model_folders import CHECKPOINTS, FILES, SHAPES, in_float64, write_model_folder
 from rt_plugin.__main__ import main
 from rt_plugin.model import RecurrentRobertaModel
 
@@ -96,15 +94,6 @@ def worst_in(ours, theirs, batches):
                 assert relative_error(logits, wanted) < ROUNDING
                 assert logits.argmax(-1).equal(wanted.argmax(-1))
     return worst
-
-
-def in_float64(model):
-    """A copy that computes in float64 throughout: fairseq's gelu would go through float32 for any type."""
-    model = copy.deepcopy(model).double()
-    for module in model.modules():
-        if getattr(module, "activation_fn", None) is gelu:
-            module.activation_fn = torch.nn.functional.gelu
-    return model
 
 
 @pytest.mark.parametrize("name", COMMITTED)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import SAMPLE
-from model_folders import CHECKPOINTS, SHAPES, write_model_folder
+from model_folders import CHECKPOINTS, SHAPES, in_float64, write_model_folder
 from rt_plugin.__main__ import main
 from rt_plugin.huggingface.onnx_file import quantised
 from rt_plugin.model import RecurrentRobertaModel
@@ -142,7 +142,7 @@ def test_every_shape(shape, tmp_path):
 def errors(model, folder, length):
     """Root mean square distances from logits in float64, and the largest: (PyTorch's, onnxruntime's) of each."""
     ours = RecurrentRobertaModel.from_pretrained(str(model))
-    exact = RecurrentRobertaModel.from_pretrained(str(model), recurrence_impl="reference").model.double()
+    exact = in_float64(RecurrentRobertaModel.from_pretrained(str(model), recurrence_impl="reference").model)
     tokens = text_ids(ours, length)
     with torch.no_grad():
         wanted, found = exact(tokens)[0], (ours.model(tokens)[0], run(folder, tokens))
