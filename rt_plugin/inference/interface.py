@@ -30,9 +30,9 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
     read in batches of equal length, so that nothing is padded, and the results come in the order of the list. What a
     model has no positions for is refused, in a line that names both lengths; `truncate=True` cuts it.
 
-    The result for a sentence does not depend on the others of a list, up to rounding (1e-6); with `exact=True` each
-    sentence is read alone, and its result is the same to the last bit wherever it stands, on the same machine and with
-    the same number of threads.
+    The result for a sentence does not depend on the others of a list, up to rounding (1e-6 of its largest number); with
+    `exact=True` each sentence is read alone, and its result is the same to the last bit wherever it stands, on the same
+    machine and with the same number of threads.
 
     Move it with `.to("cuda")`, and use half precision with `.half()` or `.bfloat16()`; embed, score,
     fill_mask and classify give their results in float32 all the same.
