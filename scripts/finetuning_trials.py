@@ -23,7 +23,7 @@ from rt_plugin.glue.plan import run_folder
 from rt_plugin.glue.results import CSV_FILE, UNDEFINED
 
 CHECKPOINTS = Path("examples/checkpoints")
-MODELS = ("recurrent_roberta_mini_alternate", "roberta_mini", "recurrent_roberta_mini")
+MODELS = ("roberta_mini", "recurrent_roberta_mini")
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,19 @@ RECIPES = {
     "mean-decay0.8": Recipe("mean", options=("--layer-lr-decay", "0.8")),
     "pair-4epochs": Recipe("pair", epochs=4),
     "mean-4epochs": Recipe("mean", epochs=4),
+    "pair-10epochs": Recipe("pair", epochs=10),
+    "mean-10epochs": Recipe("mean", epochs=10),
     "pair-mnli": Recipe("pair", first="MNLI"),
     "pair-qqp": Recipe("pair", first="QQP"),
 }
 FIRST_LR, FIRST_SEED = "3e-4", "1"  # of the task before
 # task -> recipes, in the order in which they are run; single sentences have no pair
-OF_PAIRS = ("pair", "first", "mean", "max", "pair-decay0.8", "pair-4epochs", "pair-mnli", "pair-qqp")
+OF_PAIRS = ("pair", "first", "mean", "max", "pair-decay0.8", "pair-4epochs", "pair-10epochs", "pair-mnli", "pair-qqp")
 PLAN = {
     "STS-B": OF_PAIRS,
     "RTE": OF_PAIRS,
     "MRPC": OF_PAIRS,
-    "CoLA": ("first", "mean", "max", "mean-decay0.8", "mean-4epochs"),
+    "CoLA": ("first", "mean", "max", "mean-decay0.8", "mean-4epochs", "mean-10epochs"),
     "SST-2": ("first", "mean", "max"),
 }
 ROWS_FILE = "trials.csv"

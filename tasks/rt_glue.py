@@ -84,11 +84,11 @@ class RtGlueConfig(FairseqDataclass):
         default="sentence_classification_head", metadata={"help": "name of the classification head to train"}
     )
     pooling: ChoiceEnum((*POOLINGS, AUTO)) = field(
-        default=POOLINGS[0],
+        default=AUTO,
         metadata={
             "help": "what the classification head reads: first (the first position), mean or max (of all that are no "
             "padding, <s> and </s> among them), pair (u, v, |u-v|, u*v of the means over two texts), or auto (pair for "
-            "two texts, first for one); stays with the model",
+            "two texts, first for one); what was chosen stays with the model",
         },
     )
     layer_lr_decay: float = field(
@@ -160,7 +160,7 @@ class RtGlueTask(WithCompanions, FairseqTask):
                 Tokenizer.load(folder).check_dictionary(dictionary.symbols, str(dictionary_path))
         dictionary.add_symbol("<mask>")
         glue_task = prepared.task_of(folder, cfg.glue_task, cfg.num_classes, cfg.regression_target)
-        _settle_pooling(cfg, glue_task)
+        _settle_pooling(cfg, glue_task, from_checkpoint)
         labels = None if glue_task.is_regression else prepared.load_labels(label_path, glue_task)
         logger.info("task %s, %d symbols, classes: %s", glue_task.name, len(dictionary), glue_task.labels or "score")
         return cls(cfg, glue_task, dictionary, labels)
@@ -352,8 +352,14 @@ class RtGlueTask(WithCompanions, FairseqTask):
             file.write(json.dumps(line).encode() + b"\n")
 
 
-def _settle_pooling(cfg: RtGlueConfig, glue_task: GlueTask) -> None:
-    """Put what --pooling auto means here into the options, and into those of the training, which a checkpoint keeps."""
+def _settle_pooling(cfg: RtGlueConfig, glue_task: GlueTask, from_checkpoint: bool) -> None:
+    """Put what --pooling auto means here into the options, and into those of the training, which a checkpoint keeps.
+
+    A checkpoint that says nothing, and so gets the default, is older than the option: its head reads the first
+    position.
+    """
+    if from_checkpoint and cfg.pooling == AUTO:
+        cfg.pooling = POOLINGS[0]
     cfg.pooling = settle(str(cfg.pooling), len(glue_task.texts), glue_task.name)
     training = cfg._get_parent() if OmegaConf.is_config(cfg) else None
     if training is not None:

@@ -118,9 +118,9 @@ def test_pairs_need_two_texts(pair_model, glue_dir, tmp_path):
 
 
 @pytest.mark.parametrize(("texts", "expected"), [(1, "first"), (2, "pair")])
-def test_auto_goes_by_the_number_of_texts_and_what_it_chose_stays_with_the_model(texts, expected, glue_dir, tmp_path):
+def test_the_default_goes_by_the_number_of_texts_and_stays_with_the_model(texts, expected, glue_dir, tmp_path):
     data, *options = single_texts(glue_dir, tmp_path) if texts == 1 else [glue_dir / "out" / "QNLI"]
-    finetune(data, tmp_path / "out", *options, "--arch", "roberta_tiny", "--max-positions", "64", "--pooling", "auto")
+    finetune(data, tmp_path / "out", *options, "--arch", "roberta_tiny", "--max-positions", "64")
     stored = torch.load(tmp_path / "out" / "checkpoint_best.pt", weights_only=False)
     assert stored["cfg"]["task"]["pooling"] == expected
     hub = RecurrentRobertaModel.from_pretrained(str(tmp_path / "out"))
@@ -129,6 +129,18 @@ def test_auto_goes_by_the_number_of_texts_and_what_it_chose_stays_with_the_model
     u, v = hidden[:length].mean(dim=0), hidden[length:].mean(dim=0)
     vector = hidden[0] if texts == 1 else torch.cat([u, v, (u - v).abs(), u * v])
     torch.testing.assert_close(hub.predict(HEAD, tokens, return_logits=True)[0], logits_of(hub, vector))
+
+
+def test_a_checkpoint_from_before_the_option_reads_the_first_position(glue_dir, tmp_path):
+    options = ("--arch", "roberta_tiny", "--max-positions", "64", "--pooling", "first")
+    finetune(glue_dir / "out" / "QNLI", tmp_path, *options)
+    stored = torch.load(tmp_path / "checkpoint_best.pt", weights_only=False)
+    del stored["cfg"]["task"]["pooling"]
+    torch.save(stored, tmp_path / "checkpoint_best.pt")
+    hub = RecurrentRobertaModel.from_pretrained(str(tmp_path))
+    tokens = hub.encode(*TEXTS)
+    expected = logits_of(hub, hub.extract_features(tokens)[0, 0])
+    torch.testing.assert_close(hub.predict(HEAD, tokens, return_logits=True)[0], expected)
 
 
 def test_it_stays_with_an_exported_model(mean_model, tmp_path):
@@ -143,7 +155,7 @@ def test_it_stays_with_an_exported_model(mean_model, tmp_path):
 def test_going_on_with_another_pooling_is_refused(mean_model, glue_dir, tmp_path):
     start = ("--arch", "recurrent_roberta_tiny", "--finetune-from-model", mean_model / "checkpoint_best.pt")
     error = user_error(finetune(glue_dir / "out" / "QNLI", tmp_path / "first", *start, ok=False))
-    assert "was fine-tuned with --pooling mean, this run has first; add --pooling mean" in error
+    assert "was fine-tuned with --pooling mean, this run has pair; add --pooling mean" in error
     result = finetune(glue_dir / "out" / "QNLI", tmp_path / "x", *start, "--pooling", "last", ok=False)
     assert "--pooling: invalid choice: 'last' (choose from" in result.stderr.splitlines()[-1]
 
