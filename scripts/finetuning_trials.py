@@ -1,29 +1,42 @@
 #!/usr/bin/env python
-"""The trials that options of fine-tuning are chosen by: recipes x models on a part held out of GLUE's train sets.
+"""The trials that options of fine-tuning are chosen by, and fine-tunings with what was chosen.
 
-Recipes are in the plan below, data and not code: one sweep of finetune-glue each; the same command goes on where
-it was stopped, and skips what is finished. After each sweep, RESULTS/trials.csv has the rows of all of them, with their
-recipe, and RESULTS/report.md the table of docs/glue.md: the last epoch's score, the mean over seeds and learning rates.
+Recipes are in the plan below, data and not code: one sweep of finetune-glue each, on a part held out of GLUE's train
+sets; the same command goes on where it was stopped, and skips what is finished. After each sweep, RESULTS/trials.csv
+has the rows of all of them, with their recipe, and RESULTS/report.md the tables of docs/glue.md: last epochs' scores.
+A file held_out_floor.csv in RESULTS (rt-plugin glue-baselines --hold-out) is put beside them.
+
+What is chosen: for a task the recipe with the highest mean over the models, at one learning rate and seed; with that
+recipe, for each model, the learning rate with the highest mean over seeds. --chosen fine-tunes so, on data prepared
+without --hold-out, and writes RESULTS/MODEL.csv, for rt-plugin report-glue --scores last.
 
 Example:
     rt-plugin prepare-glue runs/glue runs/held-out --hold-out 0.2 --subsets --model examples/checkpoints/roberta_mini
     nice python scripts/finetuning_trials.py runs/held-out runs/trials docs/results/finetuning-trials
+    nice python scripts/finetuning_trials.py runs/glue-data runs/final docs/results/glue-mini \\
+      --chosen docs/results/finetuning-trials/trials.csv
 """
 
+import argparse
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 import checkout
+from rt_plugin.console import commands
 from rt_plugin.console.files import replacing
 from rt_plugin.console.tables import markdown_table, read_csv, write_csv
+from rt_plugin.errors import UserError
 from rt_plugin.glue import finetune
 from rt_plugin.glue.plan import run_folder
 from rt_plugin.glue.results import CSV_FILE, UNDEFINED
+from rt_plugin.glue.results import write_csv as write_results
 
 CHECKPOINTS = Path("examples/checkpoints")
-MODELS = ("roberta_mini", "recurrent_roberta_mini")
+MODELS = ("roberta_mini", "recurrent_roberta_mini")  # that recipes are chosen by
+ALL_MODELS = (*MODELS, "recurrent_roberta_mini_alternate")
 
 
 @dataclass(frozen=True)
@@ -54,20 +67,32 @@ RECIPES = {
     "mean-4epochs": Recipe("mean", epochs=4),
     "pair-10epochs": Recipe("pair", epochs=10),
     "mean-10epochs": Recipe("mean", epochs=10),
+    "apart": Recipe("apart"),
+    "apart-4epochs": Recipe("apart", epochs=4),
+    "apart-10epochs": Recipe("apart", epochs=10),
+    "aligned": Recipe("aligned"),
+    "aligned-4epochs": Recipe("aligned", epochs=4),
+    "aligned-10epochs": Recipe("aligned", epochs=10),
     "pair-mnli": Recipe("pair", first="MNLI"),
     "pair-qqp": Recipe("pair", first="QQP"),
 }
-FIRST_LR, FIRST_SEED = "3e-4", "1"  # of the task before
+LR, SEED = "3e-4", "1"  # of the comparison of recipes, and of the task before
+SEEDS = {"STS-B": 3, "RTE": 5, "MRPC": 5, "CoLA": 3, "SST-2": 3}  # of the fine-tunings with what was chosen
 # task -> recipes, in the order in which they are run; single sentences have no pair
-OF_PAIRS = ("pair", "first", "mean", "max", "pair-decay0.8", "pair-4epochs", "pair-10epochs", "pair-mnli", "pair-qqp")
+OF_PAIRS = (
+    *("pair", "first", "mean", "max", "pair-decay0.8", "pair-4epochs", "pair-10epochs", "pair-mnli", "pair-qqp"),
+    *("apart", "apart-4epochs", "apart-10epochs", "aligned", "aligned-4epochs", "aligned-10epochs"),
+)
 PLAN = {
     "STS-B": OF_PAIRS,
     "RTE": OF_PAIRS,
     "MRPC": OF_PAIRS,
+    "QNLI": ("pair", "apart", "aligned"),
+    "MNLI": ("pair", "apart", "aligned"),
     "CoLA": ("first", "mean", "max", "mean-decay0.8", "mean-4epochs", "mean-10epochs"),
     "SST-2": ("first", "mean", "max"),
 }
-ROWS_FILE = "trials.csv"
+ROWS_FILE, FLOOR_FILE = "trials.csv", "held_out_floor.csv"
 COLUMNS = ("recipe", "model", "task", "lr", "seed", "epochs", "last_score", "best_score", "failed", "seconds")
 
 
@@ -76,9 +101,9 @@ def run(data: Path, out: Path, task: str, recipe: str, model: str, rates: list[s
     r, encoder = RECIPES[recipe], CHECKPOINTS / model
     if r.first:
         before = out / model / f"{r.first}-{r.pooling}"
-        if status := sweep(data, before, r.first, Recipe(r.pooling), encoder, model, [FIRST_LR], [FIRST_SEED], "best"):
+        if status := sweep(data, before, r.first, Recipe(r.pooling), encoder, model, [LR], [SEED], "best"):
             return status
-        encoder = run_folder(before, r.first, float(FIRST_LR), int(FIRST_SEED))
+        encoder = run_folder(before, r.first, float(LR), int(SEED))
     return sweep(data, out / model / recipe, task, r, encoder, model, rates, seeds, "none")
 
 
@@ -97,66 +122,157 @@ def sweep(
 
 def write_rows(out: Path, results: Path) -> None:
     """All rows of all sweeps so far, in the order of the plan."""
-    rows = []
-    for recipe in RECIPES:
-        for model in MODELS:
-            found = out / model / recipe / CSV_FILE
-            if found.is_file():
-                rows += [{"recipe": recipe, **row} for row in read_csv(found)]
-    rows.sort(key=lambda row: (list(PLAN).index(row["task"]), MODELS.index(row["model"])))
+    rows = [{"recipe": recipe, **row} for model in ALL_MODELS for recipe, row in rows_of(out / model)]
+    order = [list(PLAN), list(RECIPES), ALL_MODELS]
+    rows.sort(key=lambda row: [order[i].index(row[name]) for i, name in ((0, "task"), (2, "model"), (1, "recipe"))])
     write_csv(results / ROWS_FILE, COLUMNS, ({name: row[name] for name in COLUMNS} for row in rows))
+
+
+def rows_of(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """(recipe, row) of all sweeps of a model."""
+    for recipe in RECIPES:
+        if (found := folder / recipe / CSV_FILE).is_file():
+            for row in read_csv(found):
+                yield recipe, row
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Rows of trials.csv."""
+
+    rows: list[dict[str, str]]
+
+    @classmethod
+    def read(cls, path: Path) -> "Trials":
+        return cls(read_csv(path))
+
+    def scores(self, **values: str) -> list[float]:
+        """Last scores of the rows with these values, points of 100; an undefined one counts as 0."""
+        found = [row["last_score"] for row in self.rows if all(row[name] == value for name, value in values.items())]
+        return [0.0 if score == UNDEFINED else 100 * float(score) for score in found]
+
+    def compared(self, **values: str) -> list[float]:
+        """`scores` at the learning rate and seed that recipes are compared at."""
+        return self.scores(lr=f"{float(LR):g}", seed=SEED, **values)
+
+    def tasks(self) -> list[str]:
+        return [task for task in PLAN if any(row["task"] == task for row in self.rows)]
+
+    def recipe(self, task: str) -> str:
+        """The recipe of a task: the highest mean over `MODELS`, of those that all of them have."""
+        means = {}
+        for recipe in PLAN[task]:
+            found = [self.compared(task=task, model=model, recipe=recipe) for model in MODELS]
+            if all(found):
+                means[recipe] = fmean(map(fmean, found))
+        if not means:
+            raise UserError(f"{task}: no recipe was tried with {' and '.join(MODELS)}, at {LR} and seed {SEED}")
+        return max(means, key=means.get)
+
+    def rates(self, task: str, model: str) -> dict[str, list[float]]:
+        """Learning rate -> scores of a model with the task's recipe."""
+        chosen = {"task": task, "model": model, "recipe": self.recipe(task)}
+        rates = {row["lr"] for row in self.rows if all(row[name] == value for name, value in chosen.items())}
+        return {lr: self.scores(lr=lr, **chosen) for lr in sorted(rates, key=float)}
+
+    def rate(self, task: str, model: str) -> str:
+        """The learning rate of a model: the highest mean over seeds."""
+        rates = self.rates(task, model)
+        if not rates:
+            raise UserError(f"{task}: {self.recipe(task)} was not tried with {model}")
+        return max(rates, key=lambda lr: fmean(rates[lr]))
 
 
 def write_report(folder: Path, out: Path) -> str:
     """Write report.md of a folder's rows into `out`; returns the text."""
-    heading = "# Trials of fine-tuning\n\nPoints of 100 on held-out rows of the train sets."
-    text = f"{heading}\n\n{table(folder / ROWS_FILE)}\n"
+    trials = Trials.read(folder / ROWS_FILE)
+    floors = read_csv(folder / FLOOR_FILE) if (folder / FLOOR_FILE).is_file() else []
+    parts = [
+        "# Trials of fine-tuning",
+        "Points of 100 on held-out rows of the train sets, after the last epoch.",
+        f"Recipes, at a learning rate of {LR}, seed {SEED}; bold: the highest mean over the models.",
+        recipes_table(trials),
+        "Learning rates with that recipe, means over seeds; bold: the best one of a model; floor: the highest score "
+        "without an encoder.",
+        rates_table(trials, floors),
+    ]
+    text = "\n\n".join(parts) + "\n"
     with replacing(out / "report.md") as file:
         file.write(text.encode())
     return text
 
 
-def table(path: Path) -> str:
-    """Points of 100 on the held-out rows, a column a recipe that was tried."""
-    rows = read_csv(path)
-    recipes = [name for name in RECIPES if any(row["recipe"] == name for row in rows)]
+def recipes_table(trials: Trials) -> str:
+    """A row a recipe that was tried, a column a model."""
     lines = []
-    for task, model in dict.fromkeys((row["task"], row["model"]) for row in rows):
-        cells = {name: [] for name in recipes}
-        for row in rows:
-            if (row["task"], row["model"]) == (task, model):
-                cells[row["recipe"]].append(row["last_score"])
-        lines.append((task, model, *map(cell, cells.values())))
-    return markdown_table(("task", "model", *recipes), lines, left=(0, 1))
+    for task in trials.tasks():
+        best = trials.recipe(task)
+        for recipe in PLAN[task]:
+            found = [trials.compared(task=task, model=model, recipe=recipe) for model in MODELS]
+            if any(found):
+                mean = [fmean(map(fmean, found))] if all(found) else []
+                lines.append((task, recipe, *map(cell, found), cell(mean, bold=recipe == best)))
+    return markdown_table(("task", "recipe", *MODELS, "mean"), lines, left=(0, 1))
 
 
-def cell(scores: list[str]) -> str:
-    """Of the table: the mean, `UNDEFINED` if one of the scores is, nothing without scores."""
-    if not scores or UNDEFINED in scores:
-        return UNDEFINED if scores else ""
-    return f"{100 * fmean(map(float, scores)):.1f}"
+def rates_table(trials: Trials, floors: list[dict[str, str]]) -> str:
+    """A column a learning rate, for the recipe of each task; `floors`: rows of what needs no encoder."""
+    known = sorted({row["lr"] for row in trials.rows}, key=float)
+    lines = []
+    for task in trials.tasks():
+        scores = Trials(floors).scores(task=task)
+        floor = f"{max(scores):.1f}" if scores else ""
+        for model in ALL_MODELS:
+            if rates := trials.rates(task, model):
+                best = trials.rate(task, model)
+                cells = (cell(rates.get(lr, []), lr == best) for lr in known)
+                lines.append((task, model, trials.recipe(task), *cells, max(map(len, rates.values())), floor))
+    return markdown_table(("task", "model", "recipe", *known, "seeds", "floor"), lines, left=(0, 1, 2))
 
 
-def main() -> int:
-    parser = checkout.parser(__doc__)
-    parser.add_argument("data", metavar="DATA", type=Path, help="the OUT folder of rt-plugin prepare-glue --hold-out")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder for the sweeps")
-    parser.add_argument("results", metavar="RESULTS", type=Path, help="folder for all rows, and the report")
-    parser.add_argument("--tasks", nargs="+", choices=list(PLAN), default=list(PLAN), help="default: all")
-    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="default: all")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="default: %(default)s")
-    parser.add_argument("--lr", nargs="+", default=["3e-4"], help="default: %(default)s")
-    parser.add_argument("--seeds", nargs="+", default=["1"], help="default: %(default)s")
-    args = parser.parse_args()
-    for task in args.tasks:
+def cell(scores: list[float], bold: bool = False) -> str:
+    """Of a table: the mean; nothing without scores."""
+    text = f"{fmean(scores):.1f}" if scores else ""
+    return f"**{text}**" if text and bold else text
+
+
+def try_recipes(args: argparse.Namespace) -> int:
+    """The trials; returns the exit status."""
+    for task in args.tasks or PLAN:
         for recipe in (name for name in PLAN[task] if name in args.recipes):
             for model in args.models:
                 if status := run(args.data, args.out, task, recipe, model, args.lr, args.seeds):
                     return status
                 write_rows(args.out, args.results)
                 write_report(args.results, args.results)
-    print(table(args.results / ROWS_FILE))
     return 0
+
+
+def finetune_chosen(args: argparse.Namespace) -> int:
+    """Fine-tunings with what the trials chose; returns the exit status."""
+    trials = Trials.read(args.chosen)
+    for task in args.tasks or SEEDS:
+        for model in args.models:
+            seeds = [str(seed) for seed in range(1, SEEDS[task] + 1)]
+            if status := run(args.data, args.out, task, trials.recipe(task), model, [trials.rate(task, model)], seeds):
+                return status
+            write_results(args.results / f"{model}.csv", [row for _, row in rows_of(args.out / model)])
+    return 0
+
+
+def main() -> int:
+    parser = checkout.parser(__doc__)
+    parser.add_argument("data", metavar="DATA", type=Path, help="the OUT folder of rt-plugin prepare-glue")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder for the sweeps")
+    parser.add_argument("results", metavar="RESULTS", type=Path, help="folder for all rows, and the report")
+    parser.add_argument("--tasks", nargs="+", choices=list(PLAN), help="default: all of the plan")
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="default: all")
+    parser.add_argument("--models", nargs="+", choices=ALL_MODELS, default=MODELS, help="default: %(default)s")
+    parser.add_argument("--lr", nargs="+", default=[LR], help="default: %(default)s")
+    parser.add_argument("--seeds", nargs="+", default=[SEED], help="default: %(default)s")
+    parser.add_argument("--chosen", metavar="TRIALS.csv", type=Path, help="fine-tune with what these trials chose")
+    args = parser.parse_args()
+    return commands.run("finetuning_trials.py", lambda: finetune_chosen(args) if args.chosen else try_recipes(args))
 
 
 if __name__ == "__main__":

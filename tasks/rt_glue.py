@@ -87,8 +87,9 @@ class RtGlueConfig(FairseqDataclass):
         default=AUTO,
         metadata={
             "help": "what the classification head reads: first (the first position), mean or max (of all that are no "
-            "padding, <s> and </s> among them), pair (u, v, |u-v|, u*v of the means over two texts), or auto (pair for "
-            "two texts, first for one); what was chosen stays with the model",
+            "padding, <s> and </s> among them), pair (u, v, |u-v|, u*v of the means over two texts), apart (the same "
+            "of texts that are read one by one), aligned (and how far each text is from what the other has nearest to "
+            "it), or auto (pair for two texts, first for one); what was chosen stays with the model",
         },
     )
     layer_lr_decay: float = field(

@@ -201,3 +201,9 @@ def train_here(data_bin, fairseq_train, tmp_path):
 
     yield train
     torch.set_num_threads(threads)
+
+
+def rows_of_table(table: str) -> list[dict[str, str]]:
+    """Heading -> cell, for each row of a Markdown table."""
+    headings, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    return [dict(zip(headings, row, strict=True)) for row in rows]

@@ -5,7 +5,7 @@ import re
 import pytest
 import remake_results
 
-from conftest import REPOSITORY
+from conftest import REPOSITORY, rows_of_table
 
 DOCS = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
 TABLE = r"(?:^\|.*\n)+"
@@ -30,20 +30,14 @@ def test_reports_come_from_the_csv_files(folder, tmp_path):
     assert drawn == {name for name in made if name.endswith(".png")}
 
 
-def rows_of(table: str) -> list[dict[str, str]]:
-    """Heading -> cell, for each row of a Markdown table."""
-    headings, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    return [dict(zip(headings, row, strict=True)) for row in rows]
-
-
 def test_tables_in_the_docs_are_those_of_the_report():
     """Each row of a table with this mark is a row of the report, or the part of one that is in columns of that name."""
     tables = [(path, *found) for path in DOCS for found in FROM_RESULTS.findall(path.read_text(encoding="utf-8"))]
     assert {"replication.md", "glue.md", "evaluation.md", "README.md"} == {path.name for path, *_ in tables}
     for path, folder, table in tables:
         text = (path.parent / folder / "report.md").read_text(encoding="utf-8")
-        known = [row.items() for found in re.findall(TABLE, text, re.MULTILINE) for row in rows_of(found)]
-        for row in rows_of(table):
+        known = [row.items() for found in re.findall(TABLE, text, re.MULTILINE) for row in rows_of_table(found)]
+        for row in rows_of_table(table):
             assert any(row.items() <= there for there in known), f"{path}: {row}"
 
 

@@ -9,6 +9,7 @@ Three models, whose rows have the columns of a fine-tuning sweep, without a lear
 
 Which features, how strong the regularisation is and whether classes are weighted is chosen by 5-fold
 cross-validation within the train set, by the task's headline metric, on at most 10,000 rows. The dev set is read once.
+With --hold-out, of the same share as that of prepare-glue, it is the floor under what is chosen on those rows.
 
 Example: rt-plugin glue-baselines GLUE_DIR runs/floor.csv
          rt-plugin report-glue runs/floor.csv runs/ffn/results.csv
@@ -23,26 +24,33 @@ from pathlib import Path
 from rt_plugin.console import commands
 from rt_plugin.console.tables import markdown_table
 from rt_plugin.errors import UserError
+from rt_plugin.glue.hold_out import add_option as add_hold_out
 from rt_plugin.glue.readers import source_files, source_folder
 from rt_plugin.glue.results import SCORE, WHEN, write_csv
 from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask
 
 
-def task_rows(task: GlueTask, files: dict[str, Path]) -> Iterator[tuple[dict, str]]:
+def task_rows(task: GlueTask, files: dict[str, Path], hold_out: float = 0.0) -> Iterator[tuple[dict, str]]:
     """The CSV rows of a task, each with what was chosen for it.
 
     Args:
         files: split -> path; those of train and dev sets are read.
+        hold_out: share of the train rows that takes the place of the dev set (see `is_held_out`); 0: the official one.
 
     Raises:
-        UserError: see `Split.read`.
+        UserError: see `Split.read` and `Split.divide`.
     """
     import numpy as np
 
     from rt_plugin.glue.linear_models import Split, evaluate, predict
 
-    splits = {name: Split.read(task, name, path) for name, path in files.items() if not name.startswith("test")}
-    train = splits.pop("train")
+    train = Split.read(task, "train", files["train"])
+    if hold_out:
+        train, held_out = train.divide(hold_out, files["train"])
+        splits = {"valid": held_out}
+    else:
+        dev_sets = {name: path for name, path in files.items() if name.startswith("valid")}
+        splits = {name: Split.read(task, name, path) for name, path in dev_sets.items()}
     began = time.monotonic()
     for model, choice, outputs in predict(task, train, list(splits.values())):
         row = {"model": model, "task": task.name, "lr": None, "seed": 0, "epochs": 0, "failed": 0}
@@ -70,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     rows = []
     for name, paths in files.items():
         commands.report(f"{name}: {paths['train']}")
-        rows += task_rows(BY_NAME[name], paths)
+        rows += task_rows(BY_NAME[name], paths, args.hold_out)
         _write(args.out, [row for row, _ in rows])
     print(markdown_table(["task", "model", SCORE, "chosen"], [_cells(*row) for row in rows], left=(0, 1, 3)))
     commands.report(f"{args.out}: {len(rows)} rows")
@@ -96,6 +104,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--subsets", action="store_true", help="take reduced files such as train_subset.tsv where they are there"
     )
+    add_hold_out(parser)
     return parser.parse_args(argv)
 
 

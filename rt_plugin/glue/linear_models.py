@@ -14,6 +14,7 @@ from sklearn.multiclass import OneVsRestClassifier
 
 from rt_plugin.errors import UserError
 from rt_plugin.glue import metrics as glue_metrics
+from rt_plugin.glue.hold_out import is_held_out
 from rt_plugin.glue.readers import Example, read_examples
 from rt_plugin.glue.results import SCORE
 from rt_plugin.glue.specs import GlueTask
@@ -165,6 +166,21 @@ class Split:
         labels = np.array([example.label for example in examples])
         groups = [i if example.group is None else example.group for i, example in enumerate(examples)]
         return cls(examples, labels, np.array(groups))
+
+    def divide(self, share: float, path: Path) -> tuple["Split", "Split"]:
+        """(the rest, a share that is held out), see `is_held_out`.
+
+        Raises:
+            UserError: either has no rows; `path`, the file, is named.
+        """
+        held = np.array([is_held_out(example.texts[0], share) for example in self.examples])
+        if held.all() or not held.any():
+            raise UserError(f"{path}: --hold-out {share:g} of {len(held):,} rows leaves a side without rows")
+        return self._rows(~held), self._rows(held)
+
+    def _rows(self, chosen: np.ndarray) -> "Split":
+        examples = [self.examples[i] for i in np.flatnonzero(chosen)]
+        return Split(examples, self.labels[chosen], self.groups[chosen])
 
 
 def predict(task: GlueTask, train: Split, others: Sequence[Split]) -> Iterator[tuple[str, str, list[np.ndarray]]]:

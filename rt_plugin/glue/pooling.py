@@ -3,18 +3,25 @@
 mean, max: over all positions that are no padding, <s> and </s> among them: no text is so short that nothing is left,
 and in an encoder whose recurrence runs left to right </s> comes last.
 
-pair: of the means u and v over the two texts, read together as ever, the four parts u, v, |u-v| and u*v side by side,
-as in InferSent (Conneau et al. 2017, arXiv 1705.02364), where the texts are read apart. The head's first matrix is four
+pair: of the means u and v over the two texts, read together as ever, the four parts u, v, |u-v| and u*v side by side.
+apart: the same of texts that are read apart, each as `<s> a </s>`, as in InferSent (Conneau et al. 2017, arXiv
+1705.02364) and Sentence-BERT (Reimers and Gurevych 2019, arXiv 1908.10084). With both, the head's first matrix is four
 times as wide.
+aligned: beside those of apart two parts more, which tell what of a text is not in the other: the means of |a_i - a'_i|
+and |b_j - b'_j|, where a'_i is the mean over b's states, weighted by how like a_i they are, as in decomposable
+attention (Parikh et al. 2016, arXiv 1606.01933). The head's first matrix is six times as wide.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rt_plugin.errors import UserError
 
-PAIR, AUTO = "pair", "auto"
-POOLINGS = ("first", "mean", "max", PAIR)  # that a head can have been trained with
+PAIR, APART, ALIGNED, AUTO = "pair", "apart", "aligned", "auto"
+OF_TWO = {PAIR: 4, APART: 4, ALIGNED: 6}  # for two texts -> how many vectors of the encoder's size the head reads
+POOLINGS = ("first", "mean", "max", *OF_TWO)  # that a head can have been trained with
+TEMPERATURE = 0.05  # of the softmax over cosines that aligns two texts
 
 
 def settle(pooling: str, texts: int, task: str) -> str:
@@ -28,8 +35,8 @@ def settle(pooling: str, texts: int, task: str) -> str:
     Raises:
         UserError: it is for pairs, and the task has single texts.
     """
-    if pooling == PAIR and texts == 1:
-        raise UserError(f"--pooling {PAIR} is for pairs of texts, and {task} has one; use --pooling mean")
+    if pooling in OF_TWO and texts == 1:
+        raise UserError(f"--pooling {pooling} is for pairs of texts, and {task} has one; use --pooling mean")
     if pooling == AUTO:
         return PAIR if texts == 2 else POOLINGS[0]
     return pooling
@@ -55,16 +62,8 @@ def pool(features: Tensor, padding: Tensor, pooling: str) -> Tensor:
     return (total / (~padding).sum(dim=1)).to(features.dtype)
 
 
-def pool_pairs(features: Tensor, tokens: Tensor, pad: int, eos: int) -> Tensor:
-    """The vector of a pair.
-
-    Args:
-        features: (B, L, C).
-        tokens: (B, L), each row `<s> a </s> </s> b </s>` and padding.
-        pad, eos: the ids of <pad> and </s>.
-
-    Returns:
-        (B, 4 C): u, v, |u-v|, u*v of the means u over `<s> a </s>` and v over `</s> b </s>`.
+def first_texts(tokens: Tensor, eos: int) -> Tensor:
+    """(B, L), True at `<s> a </s>` of each row `<s> a </s> </s> b </s>`.
 
     Raises:
         UserError: a row is no pair.
@@ -72,20 +71,61 @@ def pool_pairs(features: Tensor, tokens: Tensor, pad: int, eos: int) -> Tensor:
     ends = tokens.eq(eos)
     between = ends[:, :-1] & ends[:, 1:]  # at the first of two </s> one after the other
     if not between.any(dim=1).all():
-        raise UserError("--pooling pair: found a single text, expected two, with </s> </s> between them")
+        raise UserError("--pooling for pairs of texts: found a single text, expected two, with </s> </s> between them")
     last = between.int().argmax(dim=1, keepdim=True)
-    in_first = torch.arange(tokens.shape[1], device=tokens.device) <= last
-    u = pool(features, ~in_first, "mean")
-    v = pool(features, in_first | tokens.eq(pad), "mean")
+    return torch.arange(tokens.shape[1], device=tokens.device) <= last
+
+
+def texts_apart(tokens: Tensor, pad: int, eos: int) -> Tensor:
+    """Each text of some pairs in a row of its own.
+
+    Args:
+        tokens: (B, L), each row `<s> a </s> </s> b </s>` and padding.
+        pad, eos: the ids of <pad> and </s>.
+
+    Returns:
+        (2 B, M): the rows `<s> a </s>`, then as many `<s> b </s>`, with padding up to the longest of them.
+
+    Raises:
+        UserError: a row is no pair.
+    """
+    begins = first_texts(tokens, eos).sum(dim=1, keepdim=True)  # where the second text does
+    lengths = torch.cat([begins, tokens.ne(pad).sum(dim=1, keepdim=True) - begins])
+    places = torch.arange(int(lengths.max()), device=tokens.device)
+    found = places + torch.cat([torch.zeros_like(begins), begins])
+    rows = tokens.repeat(2, 1).gather(1, found.clamp(max=tokens.shape[1] - 1)).masked_fill(places >= lengths, pad)
+    rows[:, 0] = tokens[0, 0]
+    return rows
+
+
+def pair_vector(u: Tensor, v: Tensor) -> Tensor:
+    """(B, 4 C) of the two texts' vectors (B, C): u, v, |u-v|, u*v."""
     return torch.cat([u, v, (u - v).abs(), u * v], dim=-1)
+
+
+def alignment(a: Tensor, b: Tensor, no_a: Tensor, no_b: Tensor) -> Tensor:
+    """How far the states of two texts are from what is nearest to them in the other one.
+
+    Args:
+        a, b: (B, L, C) and (B, M, C).
+        no_a, no_b: (B, L) and (B, M), True where a position is padding.
+
+    Returns:
+        (B, 2 C): the means of |a_i - a'_i| and |b_j - b'_j|; a'_i is the mean of b's states, weighted by the softmax of
+        their cosines with a_i over `TEMPERATURE`, b'_j that of a's.
+    """
+    cosines = F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).transpose(1, 2) / TEMPERATURE
+    of_a = cosines.masked_fill(no_b.unsqueeze(1), -torch.inf).softmax(dim=2).to(b.dtype) @ b
+    of_b = cosines.masked_fill(no_a.unsqueeze(2), -torch.inf).softmax(dim=1).to(a.dtype).transpose(1, 2) @ a
+    return torch.cat([pool((a - of_a).abs(), no_a, "mean"), pool((b - of_b).abs(), no_b, "mean")], dim=-1)
 
 
 class PoolingHook:
     """Has a model's classification head read the pooled vector in place of the first position's.
 
     fairseq's head takes the features alone and reads position 0. The tokens, which tell texts and padding, are those
-    that the model has read last. Weights and their names stay as they are; the head's first matrix is a new one for
-    pair.
+    that the model has read last; for `apart` and `aligned` it reads each text by itself when it is called for this
+    head. Weights and their names stay as they are; the head's first matrix is a new one for two texts.
 
     Args:
         model: fairseq's roberta, or recurrent_roberta.
@@ -95,16 +135,23 @@ class PoolingHook:
     """
 
     def __init__(self, model: nn.Module, head: str, pooling: str, pad: int, eos: int):
-        self._pooling, self._pad, self._eos = pooling, pad, eos
+        self._name, self._pooling, self._pad, self._eos = head, pooling, pad, eos
         self._tokens: Tensor | None = None
         head = model.classification_heads[head]
-        if pooling == PAIR:
-            head.dense = nn.Linear(4 * head.dense.in_features, head.dense.out_features)
+        if pooling in OF_TWO:
+            head.dense = nn.Linear(OF_TWO[pooling] * head.dense.in_features, head.dense.out_features)
         model.register_forward_pre_hook(self._read, with_kwargs=True)
         head.register_forward_pre_hook(self._replace)
 
-    def _read(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _read(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         self._tokens = args[0] if args else kwargs["src_tokens"]
+        if self._pooling not in (APART, ALIGNED):
+            return args, kwargs
+        if kwargs.get("classification_head_name") != self._name:
+            self._tokens = None  # features of both texts together are none for this head
+            return args, kwargs
+        self._tokens = texts_apart(self._tokens, self._pad, self._eos)
+        return ((self._tokens, *args[1:]), kwargs) if args else (args, {**kwargs, "src_tokens": self._tokens})
 
     def _replace(self, head: nn.Module, args: tuple) -> tuple:
         features, *others = args
@@ -113,8 +160,16 @@ class PoolingHook:
                 f"--pooling {self._pooling}: the classification head got features of shape {tuple(features.shape)}, "
                 "not those of the tokens that the model read last; use predict of the loaded model"
             )
+        return (self._vector(features, self._tokens).unsqueeze(1), *others)
+
+    def _vector(self, features: Tensor, tokens: Tensor) -> Tensor:
+        padding = tokens.eq(self._pad)
+        if self._pooling in (APART, ALIGNED):
+            vector = pair_vector(*pool(features, padding, "mean").chunk(2))
+            if self._pooling == APART:
+                return vector
+            return torch.cat([vector, alignment(*features.chunk(2), *padding.chunk(2))], dim=-1)
         if self._pooling == PAIR:
-            vector = pool_pairs(features, self._tokens, self._pad, self._eos)
-        else:
-            vector = pool(features, self._tokens.eq(self._pad), self._pooling)
-        return (vector.unsqueeze(1), *others)
+            in_first = first_texts(tokens, self._eos)
+            return pair_vector(pool(features, ~in_first, "mean"), pool(features, in_first | padding, "mean"))
+        return pool(features, padding, self._pooling)

@@ -15,7 +15,6 @@ docs/glue.md.
 
 import argparse
 import functools
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,8 @@ from rt_plugin.console.tables import plain_table
 from rt_plugin.errors import UserError
 from rt_plugin.glue import own
 from rt_plugin.glue.download import download, read_sources
+from rt_plugin.glue.hold_out import add_option as add_hold_out
+from rt_plugin.glue.hold_out import is_held_out
 from rt_plugin.glue.readers import read_examples, source_files, source_folder
 from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask
 from rt_plugin.model_folder.files import GLUE_FILE
@@ -97,17 +98,6 @@ def prepare_task(
     except OSError as error:
         raise UserError(f"{target}: the prepared data cannot be written ({error.strerror or error})") from error
     return counts
-
-
-def is_held_out(text: str, share: float) -> bool:
-    """Whether rows with this first text are held out: by the SHA-256 of the text, so that it is always the same rows,
-    and all rows about one text (the questions about a passage, the candidates for a premise) stay on one side.
-
-    Args:
-        text: the first text of a row, as the file has it.
-        share: of all texts that are held out, about.
-    """
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < share * 2**64
 
 
 def _prepare_file(
@@ -201,14 +191,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--skip-broken-rows", action="store_true", help="report and leave out broken rows instead of stopping"
     )
-    parser.add_argument(
-        "--hold-out",
-        type=_share,
-        default=0.0,
-        metavar="SHARE",
-        help="part of the train rows that takes the place of the dev set, such as 0.1, to choose options by; the "
-        "official dev and test sets are not read",
-    )
+    add_hold_out(parser)
     parser.add_argument("--download", action="store_true", help="first fetch the official files that GLUE_DIR lacks")
     parser.add_argument(
         "--urls",
@@ -217,13 +200,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help='with --download: {"TASK": {"url": ..., "sha256": ...}}, your own addresses',
     )
     return parser.parse_args(argv)
-
-
-def _share(text: str) -> float:
-    share = float(text)
-    if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"{text}, expected a share between 0 and 1, such as 0.1")
-    return share
 
 
 def prepare(args: argparse.Namespace) -> None:

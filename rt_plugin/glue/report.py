@@ -9,6 +9,9 @@ the 95 % intervals of Welch's t test; docs/glue.md says how often they are right
 not of the choice of the dev set's rows. With one seed, or where no two runs differ, there is no interval. MNLI-mm,
 MNLI's second dev set, is shown at MNLI's best learning rate, and is no part of the average.
 
+Where every model has one learning rate a task, such as one chosen on rows held out of the train set, no rate is chosen
+on the dev set, and the report has each table once; with --scores last, no epoch is either.
+
 A file of rt-plugin glue-baselines among the CSV files is a floor: its rows come first, the plots have the highest one
 as a dotted line, and the report says where a model does not reach it.
 """
@@ -33,20 +36,29 @@ from rt_plugin.glue.statistics import (
     collect,
     common_tasks,
     differences,
+    has_one_rate,
     highest_floors,
     table,
 )
 
+_OF_EPOCH = dict(zip(WHEN, ("of each run's best epoch", "after each run's last epoch"), strict=True))
+_BEST_RATE = 'at the learning rate with the highest median over seeds; with "all": over all learning rates and seeds'
+_ONE_RATE = "over seeds; each model has one learning rate a task"
+_CHOSEN_HERE = (
+    "The best learning rate is chosen on the same dev set, which favours the model whose runs scatter more, or that "
+    "has more learning rates: the comparison over all learning rates is free of that. "
+)
 _HEADINGS = ("model", "task", "best lr", "median", "mean", "std", "best", "failed")
 
 
-def write_report(results: Results, out: Path, floors: Results | None = None) -> str:
+def write_report(results: Results, out: Path, floors: Results | None = None, scores: str = WHEN[0]) -> str:
     """Write report.md, table.csv, differences.csv, learning_rates.png and boxes.png into a folder.
 
     Args:
         results: of the models.
         out: the folder, made if needed.
         floors: of what needs no encoder.
+        scores: what they were collected by, one of `WHEN`.
 
     Returns:
         the Markdown text.
@@ -59,7 +71,7 @@ def write_report(results: Results, out: Path, floors: Results | None = None) -> 
     rows, between = table(results, floors), differences(results)
     write_csv(out / "table.csv", list(rows[0]), rows)
     write_csv(out / "differences.csv", [field.name for field in fields(Difference)], map(asdict, between))
-    text = _markdown(results, rows, between, floors)
+    text = _markdown(results, rows, between, floors, scores)
     with replacing(out / "report.md") as file:
         file.write(text.encode())
     lines = {task: score for task, (_, score) in highest_floors(floors).items()}
@@ -80,25 +92,29 @@ def write_report_of(tables: Sequence[Path], out: Path, scores: str = WHEN[0]) ->
     runs = list(itertools.chain.from_iterable(map(read_csv, tables)))
     floors = [run for run in runs if run.lr is None]
     results = collect((run for run in runs if run.lr is not None), scores)
-    return write_report(results, out, collect(floors, scores) if floors else None)
+    return write_report(results, out, collect(floors, scores) if floors else None, scores)
 
 
-def _markdown(results: Results, rows: Sequence[dict], between: Sequence[Difference], floors: Results) -> str:
+def _markdown(
+    results: Results, rows: Sequence[dict], between: Sequence[Difference], floors: Results, scores: str
+) -> str:
     shared = averaged(common_tasks(results))
+    one = has_one_rate(results)
+    headings = _HEADINGS if not one else ["lr" if name == "best lr" else name for name in _HEADINGS]
+    overall = [] if one else [f"all: {name}" for name in _HEADINGS[3:]]
     parts = [
         "# Fine-tuning results",
-        'Dev set scores, times 100, at the learning rate with the highest median over seeds; with "all": over all '
-        f"learning rates and seeds. The average is over {len(shared)} tasks: {', '.join(shared) or 'none'}.",
-        markdown_table([*_HEADINGS, *(f"all: {name}" for name in _HEADINGS[3:])], [_cells(row) for row in rows]),
+        f"Dev set scores {_OF_EPOCH[scores]}, times 100, {_ONE_RATE if one else _BEST_RATE}. "
+        f"The average is over {len(shared)} tasks: {', '.join(shared) or 'none'}.",
+        markdown_table([*headings, *overall], [_cells(row, not one) for row in rows]),
     ]
     if floors:
         parts.append(f"{', '.join(floors)}: without an encoder. {' '.join(_below(results, floors))}")
     if between:
         parts += [
             "## Differences",
-            "Mean over seeds of the first model minus the second, with the 95 % interval of Welch's t test. The best "
-            "learning rate is chosen on the same dev set, which favours the model whose runs scatter more, or that has "
-            "more learning rates: the comparison over all learning rates is free of that. "
+            "Mean over seeds of the first model minus the second, with the 95 % interval of Welch's t test. "
+            f"{'' if one else _CHOSEN_HERE}"
             "The intervals tell of the luck of the runs, not of the choice of the dev set's rows.",
             markdown_table(
                 ["models", "task", "runs", "difference", "interval", "seeds"], map(_difference_cells, between)
@@ -123,10 +139,10 @@ def _difference_cells(d: Difference) -> list[str]:
     return [f"{d.model} - {d.other}", d.task, d.runs, f"{d.difference:+.1f}", interval, d.seeds]
 
 
-def _cells(row: dict) -> list[str]:
+def _cells(row: dict, overall: bool) -> list[str]:
     lr = "" if row["best_lr"] is None else f"{row['best_lr']:g}"
     cells = [row["model"], row["task"], lr]
-    for before in ("", "all_"):
+    for before in ("", "all_") if overall else ("",):
         cells += [_number(row[before + name]) for name in ("median", "mean", "std", "best")]
         cells.append(f"{row[before + 'failed']}/{row[before + 'runs']}")
     return cells

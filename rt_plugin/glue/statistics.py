@@ -142,6 +142,11 @@ def _dev_sets(runs: Sequence[Run], when: str) -> Iterator[tuple[str, TaskResult]
         yield name + SECOND_DEV_SET, TaskResult.of(runs, second, result.best_lr)
 
 
+def has_one_rate(results: Results) -> bool:
+    """Whether every model has one learning rate a task, so that none was chosen on the dev set."""
+    return all(len(task.scores) == 1 for tasks in results.values() for task in tasks.values())
+
+
 def common_tasks(results: Results) -> list[str]:
     """The tasks that all models have, in order; with second dev sets."""
     first, *others = results.values()
@@ -192,14 +197,17 @@ def highest_floors(floors: Results) -> dict[str, tuple[str, float]]:
 
 
 def differences(results: Results) -> list[Difference]:
-    """All pairs of models, task by task and on average, over all common learning rates and at the best."""
+    """All pairs of models, task by task and on average, over all common learning rates and at the best; or, where there
+    is nothing to choose from (see `has_one_rate`), at each one's own.
+    """
     found = []
     for (model, a), (other, b) in itertools.combinations(reversed(results.items()), 2):
         tasks = common_tasks({model: a, other: b})
-        kinds = {
-            "all learning rates": [_over_common_rates(a[t], b[t]) for t in tasks],
-            "best learning rate": [(a[t].seed_means([a[t].best_lr]), b[t].seed_means([b[t].best_lr])) for t in tasks],
-        }
+        at_best = [(a[t].seed_means([a[t].best_lr]), b[t].seed_means([b[t].best_lr])) for t in tasks]
+        everywhere = [_over_common_rates(a[t], b[t]) for t in tasks]
+        kinds = {"all learning rates": everywhere, "best learning rate": at_best}
+        if has_one_rate(results):
+            kinds = {"one learning rate": at_best}
         for kind, pairs in kinds.items():
             found += _differences_of_pair(model, other, kind, dict(zip(tasks, pairs, strict=True)))
     return found

@@ -23,8 +23,9 @@ class RecurrentRobertaConfig(PretrainedConfig):
         layernorm_embedding: a layer norm follows the embeddings.
         scale_embedding: token embeddings are multiplied by the square root of hidden_size.
         position_embeddings: there is a table of positions.
-        pooling: what a classifier reads: "first" (the first position), "mean" or "max" (of all that are no padding), or
-            "pair" (the means of two texts, their difference and product).
+        pooling: what a classifier reads: "first" (the first position), "mean" or "max" (of all that are no padding),
+            "pair" (the means of two texts, their difference and product), "apart" (the same of texts that the encoder
+            reads one by one) or "aligned" (and how far each text is from what the other has nearest to it).
         classifier_act: between the classifier's two layers.
         rt_glue: the content of glue.json of a model fine-tuned by rt_plugin, or None.
     """

@@ -39,7 +39,8 @@ _ROBERTA_NAMES = {
     "fc2": "output.dense",
     "final_layer_norm": "output.LayerNorm",
 }
-POOLED = {"first": 1, "mean": 1, "max": 1, "pair": 4}  # --pooling -> how many of the encoder's vectors a head reads
+# --pooling -> how many vectors of the encoder's size a head reads
+POOLED = {"first": 1, "mean": 1, "max": 1, "pair": 4, "apart": 4, "aligned": 6}
 _TYPES = "roberta.embeddings.token_type_embeddings.weight"  # RoBERTa's own; fairseq has none
 
 

@@ -22,6 +22,8 @@ except ImportError:  # plain PyTorch then
     compiled_swish_rnn = None
 
 GATES = {"gelu": F.gelu, "sigmoid": torch.sigmoid, "silu": F.silu}
+OF_TWO = {"pair": 4, "apart": 4, "aligned": 6}  # for two texts -> how many vectors of hidden_size a classifier reads
+TEMPERATURE = 0.05  # of the softmax over cosines that aligns two texts
 CONVOLUTION_WIDTH = 4  # positions that the block "short-conv" sees
 
 
@@ -101,31 +103,71 @@ def pool(features, present, pooling):
     return (total / present.sum(dim=1, keepdim=True)).to(features.dtype)
 
 
-def pool_pairs(features, present, input_ids, eos):
-    """The vector of a pair of texts, `<s> a </s> </s> b </s>`.
+def first_texts(input_ids, eos):
+    """(B, L), True at `<s> a </s>` of each row `<s> a </s> </s> b </s>`; and (B, 1), whether the row is such a pair.
 
     Args:
-        features: (B, L, d).
-        present: (B, L), True where a position is no padding.
         input_ids: (B, L).
         eos: the id of </s>.
 
-    Returns:
-        (B, 4 d): u, v, |u-v|, u*v of the means u over `<s> a </s>` and v over `</s> b </s>`.
-
     Raises:
-        ValueError: a row is a single text. A compiled or exported graph raises nothing: such a row is NaN there.
+        ValueError: a row is a single text. A compiled or exported graph raises nothing.
     """
     ends = input_ids.eq(eos)
     between = ends[:, :-1] & ends[:, 1:]  # at the first of two </s> one after the other
     is_pair = between.any(dim=1, keepdim=True)
     if not torch.compiler.is_compiling() and not is_pair.all():
-        raise ValueError("pooling 'pair': found a single text, expected two; give the tokenizer text and text_pair")
+        raise ValueError("pooling of two texts: found a single text, expected two; give a tokenizer text and text_pair")
     last = between.int().argmax(dim=1, keepdim=True)
-    in_first = torch.arange(input_ids.shape[1], device=input_ids.device) <= last
-    u = pool(features, in_first & present, "mean").masked_fill(~is_pair, torch.nan)
-    v = pool(features, ~in_first & present, "mean")
+    return torch.arange(input_ids.shape[1], device=input_ids.device) <= last, is_pair
+
+
+def texts_apart(input_ids, present, in_first, pad):
+    """Each text of some pairs in a row of its own.
+
+    Args:
+        input_ids: (B, L), each row `<s> a </s> </s> b </s>` and padding.
+        present: (B, L), True where a position is no padding.
+        in_first: (B, L), see `first_texts`.
+        pad: the id of <pad>.
+
+    Returns:
+        (2 B, M) input_ids and where they are no padding: the rows `<s> a </s>`, then as many `<s> b </s>`; M is the
+        longest of them, and L in a graph.
+    """
+    start = present.int().argmax(dim=1, keepdim=True)
+    first = (in_first & present).sum(dim=1, keepdim=True)
+    lengths = torch.cat([first, present.sum(dim=1, keepdim=True) - first])
+    longest = input_ids.shape[1] if torch.compiler.is_compiling() else int(lengths.max())
+    places = torch.arange(longest, device=input_ids.device)
+    found = places + torch.cat([start, start + first])
+    texts = input_ids.repeat(2, 1).gather(1, found.clamp(max=input_ids.shape[1] - 1))
+    bos = input_ids.gather(1, start).repeat(2, 1)
+    present = places < lengths
+    return torch.cat([bos, texts[:, 1:]], dim=1).masked_fill(~present, pad), present
+
+
+def pair_vector(u, v, is_pair):
+    """(B, 4 d) of the two texts' vectors (B, d): u, v, |u-v|, u*v; NaN where is_pair, (B, 1), is False."""
+    u = u.masked_fill(~is_pair, torch.nan)
     return torch.cat([u, v, (u - v).abs(), u * v], dim=-1)
+
+
+def alignment(a, b, in_a, in_b):
+    """How far the states of two texts are from what is nearest to them in the other one.
+
+    Args:
+        a, b: (B, L, d) each.
+        in_a, in_b: (B, L) each, True where a position is no padding.
+
+    Returns:
+        (B, 2 d): the means of |a_i - a'_i| and |b_j - b'_j|; a'_i is the mean of b's states, weighted by the softmax of
+        their cosines with a_i over `TEMPERATURE`, b'_j that of a's.
+    """
+    cosines = F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).transpose(1, 2) / TEMPERATURE
+    of_a = cosines.masked_fill(~in_b.unsqueeze(1), -torch.inf).softmax(dim=2).to(b.dtype) @ b
+    of_b = cosines.masked_fill(~in_a.unsqueeze(2), -torch.inf).softmax(dim=1).to(a.dtype).transpose(1, 2) @ a
+    return torch.cat([pool((a - of_a).abs(), in_a, "mean"), pool((b - of_b).abs(), in_b, "mean")], dim=-1)
 
 
 class RecurrentBlock(nn.Module):
@@ -463,7 +505,7 @@ class RecurrentRobertaClassifier(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        parts = 4 if config.pooling == "pair" else 1
+        parts = OF_TWO.get(config.pooling, 1)
         self.dense = nn.Linear(parts * config.hidden_size, config.hidden_size)
         self.activation = ACT2FN[config.classifier_act]
         self.dropout = nn.Dropout(config.classifier_dropout)
@@ -500,9 +542,24 @@ class RecurrentRobertaForSequenceClassification(RecurrentRobertaPreTrainedModel)
         Args:
             labels: (B,), classes, or scores where there is one output; given, the output has the mean loss.
 
+        Returns:
+            With the poolings "apart" and "aligned", hidden states and attentions are those of 2 B texts: the first
+            ones, then the second ones.
+
         Raises:
-            ValueError: the configuration's pooling is "pair", and there are no input_ids, or a row is a single text.
+            ValueError: the configuration's pooling is for two texts, and there are no input_ids, or a row is a single
+                text; or position_ids are given for texts that are read apart.
         """
+        is_pair = in_first = None
+        if self.config.pooling in OF_TWO:
+            if input_ids is None:
+                raise ValueError(f"pooling {self.config.pooling!r} needs input_ids, which tell where a text ends")
+            in_first, is_pair = first_texts(input_ids, self.config.eos_token_id)
+        if self.config.pooling in ("apart", "aligned"):
+            if position_ids is not None:
+                raise ValueError(f"pooling {self.config.pooling!r} reads each text by itself; give no position_ids")
+            present = self.encoder.present(input_ids, attention_mask, None)
+            input_ids, attention_mask = texts_apart(input_ids, present, in_first, self.config.pad_token_id)
         output = self.encoder(
             input_ids,
             attention_mask,
@@ -512,19 +569,25 @@ class RecurrentRobertaForSequenceClassification(RecurrentRobertaPreTrainedModel)
             output_hidden_states=output_hidden_states,
         )
         present = self.encoder.present(input_ids, attention_mask, inputs_embeds)
-        logits = self.classifier(self._pool(output.last_hidden_state, present, input_ids))
+        logits = self.classifier(self._pool(output.last_hidden_state, present, in_first, is_pair))
         loss = None if labels is None else self._loss(logits.float(), labels)
         output = SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
         )
         return output.to_tuple() if return_dict is False else output
 
-    def _pool(self, features, present, input_ids):
-        if self.config.pooling != "pair":
-            return pool(features, present, self.config.pooling)
-        if input_ids is None:
-            raise ValueError("pooling 'pair' needs input_ids, which tell where the second text begins")
-        return pool_pairs(features, present, input_ids, self.config.eos_token_id)
+    def _pool(self, features, present, in_first, is_pair):
+        if self.config.pooling in ("apart", "aligned"):
+            both, pairs = pool(features, present, "mean"), is_pair.shape[0]  # chunk(2) is no operator of ONNX
+            vector = pair_vector(both[:pairs], both[pairs:], is_pair)
+            if self.config.pooling == "apart":
+                return vector
+            a, b, in_a, in_b = features[:pairs], features[pairs:], present[:pairs], present[pairs:]
+            return torch.cat([vector, alignment(a, b, in_a, in_b)], dim=-1)
+        if self.config.pooling == "pair":
+            parts = (pool(features, part & present, "mean") for part in (in_first, ~in_first))
+            return pair_vector(*parts, is_pair)
+        return pool(features, present, self.config.pooling)
 
     def _loss(self, logits, labels):
         if self.num_labels == 1:

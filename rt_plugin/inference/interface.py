@@ -315,8 +315,8 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         if head not in self.model.classification_heads:
             known = ", ".join(self.model.classification_heads) or "none"
             raise UserError(f"predict: no classification head {head!r} in this checkpoint; heads: {known}")
-        layer = self.model.classification_heads[head]
-        return self._batched(tokens, lambda batch: layer(self.model(batch, features_only=True)[0]), exact)
+        options = {"features_only": True, "classification_head_name": head}
+        return self._batched(tokens, lambda batch: self.model(batch, **options)[0], exact)
 
     def _head_positions(self) -> int:
         """What a fine-tuning allowed, which may be less than the model has positions for."""

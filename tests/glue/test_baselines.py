@@ -6,7 +6,10 @@ import pytest
 
 from conftest import write_tsv
 from rt_plugin.glue import baselines
+from rt_plugin.glue.hold_out import is_held_out
+from rt_plugin.glue.linear_models import Split
 from rt_plugin.glue.results import COLUMNS
+from rt_plugin.glue.specs import BY_NAME
 
 NAMES = ("Anna", "Ben", "Carla", "Dora", "Emil", "Frieda", "Georg", "Hanna")
 
@@ -102,6 +105,21 @@ def test_the_dev_set_is_no_part_of_the_choice(tmp_path):
         assert run(tmp_path, tmp_path / "floor.csv") == 0
         outputs.append(float(rows(tmp_path / "floor.csv")["CoLA", "tf-idf"]["best_score"]))
     assert outputs == [1, -1]
+
+
+def test_rows_held_out_take_the_place_of_the_dev_set(tmp_path, capsys):
+    """A dev set that nothing could be learned from, or read, is left alone; the same rows are held out as elsewhere."""
+    write_sts(tmp_path, 120)
+    (tmp_path / "STS-B" / "dev.tsv").write_text("broken, and never read\n")
+    assert run(tmp_path, tmp_path / "floor.csv", "--hold-out", "0.2") == 0
+    assert float(rows(tmp_path / "floor.csv")["STS-B", "tf-idf"]["best_pearson"]) > 0.9
+    train = Split.read(BY_NAME["STS-B"], "train", tmp_path / "STS-B" / "train.tsv")
+    rest, held_out = train.divide(0.2, tmp_path)
+    assert len(rest.examples) + len(held_out.examples) == 120 and 5 < len(held_out.examples) < 60
+    assert all(is_held_out(example.texts[0], 0.2) for example in held_out.examples)
+    assert not {e.texts[0] for e in rest.examples} & {e.texts[0] for e in held_out.examples}
+    assert run(tmp_path, tmp_path / "floor.csv", "--hold-out", "1e-9") == 1
+    assert "train.tsv: --hold-out 1e-09 of 120 rows leaves a side without rows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

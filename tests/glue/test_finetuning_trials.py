@@ -1,37 +1,120 @@
-"""scripts/finetuning_trials.py: rows of several sweeps become one CSV file, and that the table of docs/glue.md."""
+"""scripts/finetuning_trials.py: rows of several sweeps become one CSV file and its tables, and those a choice."""
 
 import finetuning_trials
+import pytest
 
+from conftest import rows_of_table
+from rt_plugin.errors import UserError
 from rt_plugin.glue import finetune
 from rt_plugin.glue.results import COLUMNS, write_csv
 
+ROBERTA, RECURRENT = finetuning_trials.MODELS
+ALTERNATE = finetuning_trials.ALL_MODELS[2]
 
-def test_rows_of_all_sweeps_with_their_recipe(tmp_path):
-    row = dict.fromkeys(COLUMNS) | {"lr": 3e-4, "epochs": 2, "failed": 0, "seconds": 9.5}
-    for recipe, model, scores in (
-        ("mean", "roberta_mini", [0.5, 0.25]),
-        ("first", "roberta_mini", [float("nan"), 0.5]),
-        ("first", "recurrent_roberta_mini", [0.125]),
-    ):
-        rows = [
-            {**row, "model": model, "task": task, "seed": seed, "best_score": score, "last_score": score}
-            for task in ("RTE", "STS-B")
-            for seed, score in enumerate(scores)
-        ]
-        (tmp_path / model / recipe).mkdir(parents=True)
-        write_csv(tmp_path / model / recipe / "results.csv", rows)
+
+def write_sweeps(folder, *sweeps):
+    """results.csv of sweeps (recipe, model, task, learning rate, scores of seed 1, 2, ...)."""
+    row = dict.fromkeys(COLUMNS) | {"epochs": 2, "failed": 0, "seconds": 9.5}
+    files = {}
+    for recipe, model, task, lr, scores in sweeps:
+        files.setdefault(folder / model / recipe / "results.csv", []).extend(
+            {**row, "model": model, "task": task, "lr": lr, "seed": seed, "best_score": 1.0, "last_score": score}
+            for seed, score in enumerate(scores, start=1)
+        )
+    for path, rows in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_csv(path, rows)
+
+
+TRIALS = (
+    ("mean", ROBERTA, "RTE", 3e-4, [0.5, 0.1, 0.1]),
+    ("mean", RECURRENT, "RTE", 3e-4, [0.5, 0.2, 0.2]),
+    ("mean", ROBERTA, "RTE", 1e-4, [0.5, 0.4, 0.3]),
+    ("mean", RECURRENT, "RTE", 1e-4, [0.2, 0.2, 0.2]),
+    ("mean", ALTERNATE, "RTE", 1e-3, [0.75]),
+    ("first", ROBERTA, "RTE", 3e-4, [0.875]),
+    ("first", RECURRENT, "RTE", 3e-4, [float("nan")]),
+    ("pair", RECURRENT, "RTE", 3e-4, [0.9]),
+)
+
+
+@pytest.fixture
+def trials(tmp_path):
+    """The folder with trials.csv and report.md of `TRIALS`."""
+    write_sweeps(tmp_path, *TRIALS)
     finetuning_trials.write_rows(tmp_path, tmp_path)
-    rows = tmp_path / finetuning_trials.ROWS_FILE
-    lines = rows.read_text().splitlines()
-    assert lines[1] == "mean,roberta_mini,STS-B,0.0003,0,2,0.5,0.5,0,9.5" and len(lines) == 1 + 10
-    table = [line.split("|")[1:-1] for line in finetuning_trials.table(rows).splitlines()]
-    assert [[cell.strip() for cell in line] for line in table if "---" not in line[0]] == [
-        ["task", "model", "mean", "first"],
-        ["STS-B", "roberta_mini", "37.5", "undefined"],
-        ["STS-B", "recurrent_roberta_mini", "", "12.5"],
-        ["RTE", "roberta_mini", "37.5", "undefined"],
-        ["RTE", "recurrent_roberta_mini", "", "12.5"],
+    (tmp_path / finetuning_trials.FLOOR_FILE).write_text(
+        "task,model,last_score\nRTE,tf-idf,0.676\nRTE,majority,undefined\n"
+    )
+    finetuning_trials.write_report(tmp_path, tmp_path)
+    return tmp_path
+
+
+def tables(folder):
+    """The report's two tables: of recipes, and of learning rates."""
+    parts = (folder / "report.md").read_text().split("\n\n")
+    return [rows_of_table(part.strip()) for part in parts if part.startswith("|")]
+
+
+def test_rows_of_all_sweeps_with_their_recipe(trials):
+    lines = (trials / finetuning_trials.ROWS_FILE).read_text().splitlines()
+    assert len(lines) == 1 + sum(len(scores) for *_, scores in TRIALS)
+    assert lines[1] == "mean,roberta_mini,RTE,0.0001,1,2,0.5,1.0,0,9.5"
+    assert lines[-1] == "mean,recurrent_roberta_mini_alternate,RTE,0.001,1,2,0.75,1.0,0,9.5"
+
+
+def test_recipes_are_compared_at_one_rate_and_seed_where_all_models_have_them(trials):
+    recipes, _ = tables(trials)
+    assert [list(row.values()) for row in recipes] == [
+        ["RTE", "pair", "", "90.0", ""],  # the highest, but of one model only
+        ["RTE", "first", "87.5", "0.0", "43.8"],  # an undefined score counts as 0
+        ["RTE", "mean", "50.0", "50.0", "**50.0**"],
     ]
+
+
+def test_each_model_has_a_learning_rate_of_its_own(trials):
+    _, rates = tables(trials)
+    assert [list(row.values()) for row in rates] == [
+        ["RTE", ROBERTA, "mean", "**40.0**", "23.3", "", "3", "67.6"],
+        ["RTE", RECURRENT, "mean", "20.0", "**30.0**", "", "3", "67.6"],
+        ["RTE", ALTERNATE, "mean", "", "", "**75.0**", "1", "67.6"],
+    ]
+
+
+def test_what_was_chosen_is_fine_tuned(trials, tmp_path, monkeypatch):
+    commands = []
+
+    def main(argv):
+        commands.append(finetune.parse_arguments(argv))
+        args = commands[-1]
+        scores = [0.25] * len(args.seeds)
+        write_sweeps(args.out.parent.parent, (args.out.name, args.name, args.tasks[0], args.lr[0], scores))
+        return 0
+
+    monkeypatch.setattr(finetuning_trials.finetune, "main", main)
+    chosen = ("--chosen", str(trials / finetuning_trials.ROWS_FILE))
+    models = ("--models", *finetuning_trials.ALL_MODELS)
+    folders = [str(tmp_path / name) for name in ("data", "final", "results")]
+    monkeypatch.setattr("sys.argv", ["finetuning_trials.py", *folders, "--tasks", "RTE", *models, *chosen])
+    (tmp_path / "results").mkdir()
+    assert finetuning_trials.main() == 0
+    assert [(c.name, c.lr, c.seeds, c.epochs) for c in commands] == [
+        (ROBERTA, [1e-4], [1, 2, 3, 4, 5], 2),
+        (RECURRENT, [3e-4], [1, 2, 3, 4, 5], 2),
+        (ALTERNATE, [1e-3], [1, 2, 3, 4, 5], 2),
+    ]
+    assert {c.data for c in commands} == {tmp_path / "data"} and commands[0].fairseq_options[-1] == "mean"
+    for model in finetuning_trials.ALL_MODELS:
+        assert len((tmp_path / "results" / f"{model}.csv").read_text().splitlines()) == 1 + 5
+
+
+def test_what_was_not_tried_cannot_be_chosen(trials, tmp_path, monkeypatch, capsys):
+    chosen = ("--chosen", str(trials / finetuning_trials.ROWS_FILE), "--tasks", "CoLA")
+    monkeypatch.setattr("sys.argv", ["finetuning_trials.py", "data", "out", str(tmp_path), *chosen])
+    assert finetuning_trials.main() == 1
+    assert "CoLA: no recipe was tried with roberta_mini and recurrent_roberta_mini" in capsys.readouterr().err
+    with pytest.raises(UserError, match="RTE: mean was not tried with another"):
+        finetuning_trials.Trials.read(trials / finetuning_trials.ROWS_FILE).rate("RTE", "another")
 
 
 def test_the_plan_names_recipes_that_are_there():

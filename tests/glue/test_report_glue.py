@@ -26,6 +26,7 @@ RTE = [
     *(row("base", "RTE", 1e-3, seed, score) for seed, score in enumerate((0.61, 0.62, 0.63), start=1)),
 ]
 STS_B = [row(model, "STS-B", 1e-4, seed, score) for model, seed, score in (("new", 1, 0.2), ("base", 1, math.nan))]
+TASKS = ("MRPC", "RTE")
 COLA = [row("new", "CoLA", 1e-4, 1, 0.1)]
 
 
@@ -133,6 +134,21 @@ def test_the_report_says_what_the_intervals_do_not_tell(report):
     text = (report / "report.md").read_text()
     assert "favours the model whose runs scatter more" in text
     assert "not of the choice of the dev set's rows" in text
+
+
+def test_with_one_rate_a_task_nothing_is_chosen_on_the_dev_set(tmp_path):
+    """Each table once, at the rates that were given, which need not be the same."""
+    for model, lr, scores in (("base", 1e-4, (0.5, 0.6)), ("new", 1e-3, (0.6, 0.8))):
+        rows = [row(model, task, lr, i, x, last=x - 0.1) for task in TASKS for i, x in enumerate(scores)]
+        write_csv(tmp_path / f"{model}.csv", rows)
+    files = [str(tmp_path / f"{model}.csv") for model in ("base", "new")]
+    assert main([*files, "--out", str(tmp_path), "--scores", "last"]) == 0
+    found = read(tmp_path / "differences.csv")
+    assert {r["runs"] for r in found} == {"one learning rate"} and [r["task"] for r in found] == [*TASKS, "average"]
+    assert float(found[-1]["difference"]) == pytest.approx(15)
+    text = " ".join((tmp_path / "report.md").read_text().split())
+    assert "| new | RTE | 0.001 | 60.0 | 60.0 | 14.1 | 70.0 | 0/2 |" in text
+    assert "after each run's last epoch" in text and "all: " not in text and "is chosen on" not in text
 
 
 def test_second_dev_set_of_mnli_at_the_best_learning_rate_of_the_first(tmp_path):

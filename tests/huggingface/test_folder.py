@@ -168,7 +168,7 @@ def test_plain_pytorch_where_the_compiled_operation_is_not(tmp_path):
 LABELS = {"classes": ("entailment", "not_entailment"), "regression": ()}
 
 
-@pytest.mark.parametrize("pooling", ["first", "mean", "max", "pair"])
+@pytest.mark.parametrize("pooling", ["first", "mean", "max", "pair", "apart", "aligned"])
 @pytest.mark.parametrize("shape", ["alternate in groups", "roberta"])
 @pytest.mark.parametrize("kind", LABELS)
 def test_classifiers_there_and_back(kind, shape, pooling, tmp_path):
@@ -375,8 +375,9 @@ def test_without_safetensors(verb, committed, tmp_path, monkeypatch, capsys):
     assert line.startswith(f"rt-plugin {verb}: error: ") and "safetensors" in line and "pip install" in line
 
 
-def test_a_single_text_for_a_classifier_of_pairs(tmp_path):
-    model = write_model_folder(tmp_path / "model", "forward", labels=("entailment", "not_entailment"), pooling="pair")
+@pytest.mark.parametrize("pooling", ["pair", "apart", "aligned"])
+def test_a_single_text_for_a_classifier_of_pairs(pooling, tmp_path):
+    model = write_model_folder(tmp_path / "model", "forward", labels=("entailment", "not_entailment"), pooling=pooling)
     folder = export(model, tmp_path / "folder")
     theirs, tokenizer = load(folder, "AutoModelForSequenceClassification"), load_tokenizer(folder)
     batch = tokenizer.pad([tokenizer("Who won?", "They won."), tokenizer("They won.")], return_tensors="pt")

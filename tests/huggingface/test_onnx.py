@@ -180,7 +180,7 @@ def test_committed_models(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pooling", ["first", "mean", "max", "pair"])
+@pytest.mark.parametrize("pooling", ["first", "mean", "max", "pair", "apart", "aligned"])
 def test_classifiers(pooling, tmp_path):
     model = write_model_folder(tmp_path / "model", "forward", labels=("entailment", "not_entailment"), pooling=pooling)
     folder, ours = export(model, tmp_path / "graph"), RecurrentRobertaModel.from_pretrained(str(model))
@@ -188,7 +188,7 @@ def test_classifiers(pooling, tmp_path):
     batch = single.repeat(2, 1)
     batch[0, 12:14] = batch[1, 5:7] = 2  # two texts in each row
     batch[1, 9:] = 1
-    assert run(folder, single).isnan().all() == (pooling == "pair")
+    assert run(folder, single).isnan().all() == (pooling in ("pair", "apart", "aligned"))
     with torch.no_grad():
         known = ours.predict("sentence_classification_head", batch, return_logits=True)
     torch.testing.assert_close(run(folder, batch), known, rtol=1e-6, atol=1e-5)

@@ -44,12 +44,14 @@ def max_model(glue_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pair_model(glue_dir, pretrained, tmp_path_factory):
-    """A recurrent_roberta fine-tuned with --pooling pair."""
-    folder = tmp_path_factory.mktemp("pair")
+def of_two(glue_dir, pretrained, tmp_path_factory):
+    """Pooling for two texts -> a recurrent_roberta fine-tuned with it."""
+    folders = {}
     start = ("--arch", "recurrent_roberta_tiny", "--finetune-from-model", pretrained / "checkpoint_best.pt")
-    finetune(glue_dir / "out" / "STS-B", folder, *start, "--pooling", "pair")
-    return folder
+    for pooling in ("pair", "apart", "aligned"):
+        folders[pooling] = tmp_path_factory.mktemp(pooling)
+        finetune(glue_dir / "out" / "STS-B", folders[pooling], *start, "--pooling", pooling)
+    return folders
 
 
 def single_texts(glue_dir, folder):
@@ -72,6 +74,15 @@ def logits_of(hub, vector):
     return head.out_proj(torch.tanh(head.dense(vector)))
 
 
+def farness(a, b):
+    """The mean over a's states of how far each is from b's, weighted by the softmax of cosines over 0.05."""
+    total = 0
+    for state in a:
+        weights = torch.softmax(torch.cosine_similarity(state[None], b, dim=-1) / 0.05, dim=0)
+        total = total + (state - (weights[:, None] * b).sum(dim=0)).abs()
+    return total / len(a)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 def test_the_head_reads_the_pooled_vector_and_padding_changes_nothing(pooling, request):
     hub = RecurrentRobertaModel.from_pretrained(str(request.getfixturevalue(f"{pooling}_model")))
@@ -87,34 +98,53 @@ def test_the_head_reads_the_pooled_vector_and_padding_changes_nothing(pooling, r
     assert (alone[0] - alone[1]).abs().max() > 1e-6  # or all would be equal to anything
 
 
-def test_the_head_reads_both_texts_of_a_pair(pair_model, tmp_path):
+@pytest.mark.parametrize("pooling", ["pair", "apart", "aligned"])
+def test_the_head_reads_both_texts_of_a_pair(pooling, of_two, tmp_path):
     """Of texts of different length, with padding and without, and after an export."""
-    hub = RecurrentRobertaModel.from_pretrained(str(pair_model))
+    hub = RecurrentRobertaModel.from_pretrained(str(of_two[pooling]))
     pairs = [TEXTS, TEXTS[::-1], ("The river?", "The old town.")]
     ids = [hub.encode(*pair) for pair in pairs]
     alone = torch.cat([hub.predict(HEAD, i, return_logits=True) for i in ids])
     for pair, tokens, found in zip(pairs, ids, alone, strict=True):
         hidden, length = hub.extract_features(tokens)[0], len(hub.encode(pair[0]))
-        u, v = hidden[:length].mean(dim=0), hidden[length:].mean(dim=0)
-        torch.testing.assert_close(found, logits_of(hub, torch.cat([u, v, (u - v).abs(), u * v])))
+        a, b = hidden[:length], hidden[length:]
+        if pooling != "pair":
+            a, b = (hub.extract_features(hub.encode(text))[0] for text in pair)
+        u, v = a.mean(dim=0), b.mean(dim=0)
+        parts = [u, v, (u - v).abs(), u * v]
+        if pooling == "aligned":
+            parts += [farness(a, b), farness(b, a)]
+        torch.testing.assert_close(found, logits_of(hub, torch.cat(parts)))
     padded = torch.full((3, max(map(len, ids)) + 2), hub.task.source_dictionary.pad())
     for row, tokens in zip(padded, ids, strict=True):
         row[: len(tokens)] = tokens
     torch.testing.assert_close(hub.predict(HEAD, padded, return_logits=True), alone, rtol=1e-4, atol=1e-5)
     assert alone.std() > 1e-6  # or all would be equal to anything
-    assert export.main([str(pair_model), str(tmp_path / "out"), "--precision", "float32"]) == 0
+    assert export.main([str(of_two[pooling]), str(tmp_path / "out"), "--precision", "float32"]) == 0
     exported = RecurrentRobertaModel.from_pretrained(str(tmp_path / "out"))
     assert torch.equal(exported.predict(HEAD, ids[0], return_logits=True), alone[:1])
 
 
-def test_pairs_need_two_texts(pair_model, glue_dir, tmp_path):
-    hub = RecurrentRobertaModel.from_pretrained(str(pair_model))
-    with pytest.raises(UserError, match="--pooling pair: found a single text, expected two"):
+@pytest.mark.parametrize("pooling", ["pair", "apart", "aligned"])
+def test_pairs_need_two_texts(pooling, of_two, glue_dir, tmp_path):
+    hub = RecurrentRobertaModel.from_pretrained(str(of_two[pooling]))
+    with pytest.raises(UserError, match="--pooling for pairs of texts: found a single text, expected two"):
         hub.predict(HEAD, hub.encode(TEXTS[0]))
     data, *options = single_texts(glue_dir, tmp_path)
-    result = finetune(data, tmp_path / "out", *options, "--arch", "roberta_tiny", "--pooling", "pair", ok=False)
-    expected = "--pooling pair is for pairs of texts, and custom has one; use --pooling mean"
+    result = finetune(data, tmp_path / "out", *options, "--arch", "roberta_tiny", "--pooling", pooling, ok=False)
+    expected = f"--pooling {pooling} is for pairs of texts, and custom has one; use --pooling mean"
     assert user_error(result).endswith(expected)
+
+
+def test_fairseqs_own_roberta_reads_texts_apart_too(glue_dir, tmp_path):
+    options = ("--arch", "roberta_tiny", "--max-positions", "64", "--pooling", "apart")
+    finetune(glue_dir / "out" / "QNLI", tmp_path, *options)
+    hub = RecurrentRobertaModel.from_pretrained(str(tmp_path))
+    u, v = (hub.extract_features(hub.encode(text))[0].mean(dim=0) for text in TEXTS)
+    expected = logits_of(hub, torch.cat([u, v, (u - v).abs(), u * v]))
+    torch.testing.assert_close(hub.predict(HEAD, hub.encode(*TEXTS), return_logits=True)[0], expected)
+    with pytest.raises(UserError, match="use predict of the loaded model"):  # features of both together
+        hub.model.classification_heads[HEAD](hub.extract_features(hub.encode(*TEXTS)))
 
 
 @pytest.mark.parametrize(("texts", "expected"), [(1, "first"), (2, "pair")])
