@@ -7,12 +7,14 @@ has the rows of all of them, with their recipe, and RESULTS/report.md the tables
 A file held_out_floor.csv in RESULTS (rt-plugin glue-baselines --hold-out) is put beside them.
 
 What is chosen: for a task the recipe with the highest mean over the models, at one learning rate and seed; with that
-recipe, for each model, the learning rate with the highest mean over seeds. --chosen fine-tunes so, on data prepared
-without --hold-out, and writes RESULTS/MODEL.csv, for rt-plugin report-glue --scores last.
+recipe, for each model, the learning rate with the highest mean over seeds, of those that --rates tries. --chosen
+fine-tunes so, on data prepared without --hold-out, and writes RESULTS/MODEL.csv, for report-glue --scores last.
 
 Example:
     rt-plugin prepare-glue runs/glue runs/held-out --hold-out 0.2 --subsets --model examples/checkpoints/roberta_mini
     nice python scripts/finetuning_trials.py runs/held-out runs/trials docs/results/finetuning-trials
+    nice python scripts/finetuning_trials.py runs/held-out runs/trials docs/results/finetuning-trials \\
+      --rates 1e-4 3e-4 1e-3
     nice python scripts/finetuning_trials.py runs/glue-data runs/final docs/results/glue-mini \\
       --chosen docs/results/finetuning-trials/trials.csv
 """
@@ -88,7 +90,6 @@ PLAN = {
     "RTE": OF_PAIRS,
     "MRPC": OF_PAIRS,
     "QNLI": ("pair", "apart", "aligned"),
-    "MNLI": ("pair", "apart", "aligned"),
     "CoLA": ("first", "mean", "max", "mean-decay0.8", "mean-4epochs", "mean-10epochs"),
     "SST-2": ("first", "mean", "max"),
 }
@@ -237,11 +238,14 @@ def cell(scores: list[float], bold: bool = False) -> str:
 
 
 def try_recipes(args: argparse.Namespace) -> int:
-    """The trials; returns the exit status."""
-    for task in args.tasks or PLAN:
-        for recipe in (name for name in PLAN[task] if name in args.recipes):
+    """The trials, of recipes or of the chosen one's learning rates; returns the exit status."""
+    for task in args.tasks or (SEEDS if args.rates else PLAN):
+        recipes = [name for name in PLAN[task] if name in args.recipes]
+        if args.rates:
+            recipes = [Trials.read(args.results / ROWS_FILE).recipe(task)]
+        for recipe in recipes:
             for model in args.models:
-                if status := run(args.data, args.out, task, recipe, model, args.lr, args.seeds):
+                if status := run(args.data, args.out, task, recipe, model, args.rates or [LR], args.seeds):
                     return status
                 write_rows(args.out, args.results)
                 write_report(args.results, args.results)
@@ -268,7 +272,7 @@ def main() -> int:
     parser.add_argument("--tasks", nargs="+", choices=list(PLAN), help="default: all of the plan")
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="default: all")
     parser.add_argument("--models", nargs="+", choices=ALL_MODELS, default=MODELS, help="default: %(default)s")
-    parser.add_argument("--lr", nargs="+", default=[LR], help="default: %(default)s")
+    parser.add_argument("--rates", nargs="+", metavar="LR", help="try these with the recipes that were chosen")
     parser.add_argument("--seeds", nargs="+", default=[SEED], help="default: %(default)s")
     parser.add_argument("--chosen", metavar="TRIALS.csv", type=Path, help="fine-tune with what these trials chose")
     args = parser.parse_args()

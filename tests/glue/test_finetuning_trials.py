@@ -81,17 +81,36 @@ def test_each_model_has_a_learning_rate_of_its_own(trials):
     ]
 
 
-def test_what_was_chosen_is_fine_tuned(trials, tmp_path, monkeypatch):
-    commands = []
+@pytest.fixture
+def commands(monkeypatch):
+    """What finetune-glue would be called with; each writes its rows."""
+    found = []
 
     def main(argv):
-        commands.append(finetune.parse_arguments(argv))
-        args = commands[-1]
+        found.append(args := finetune.parse_arguments(argv))
         scores = [0.25] * len(args.seeds)
-        write_sweeps(args.out.parent.parent, (args.out.name, args.name, args.tasks[0], args.lr[0], scores))
+        sweeps = [(args.out.name, args.name, args.tasks[0], lr, scores) for lr in args.lr]
+        write_sweeps(args.out.parent.parent, *sweeps)
         return 0
 
     monkeypatch.setattr(finetuning_trials.finetune, "main", main)
+    return found
+
+
+def test_rates_are_tried_with_the_recipe_that_was_chosen(trials, commands, tmp_path, monkeypatch):
+    folders = [str(tmp_path / "data"), str(tmp_path / "sweeps"), str(trials)]
+    monkeypatch.setattr("sys.argv", ["finetuning_trials.py", *folders, "--tasks", "RTE", "--rates", "1e-4", "1e-3"])
+    write_sweeps(tmp_path / "sweeps", *TRIALS)
+    assert finetuning_trials.main() == 0
+    assert [(c.name, c.out.name, c.lr, c.seeds) for c in commands] == [
+        (ROBERTA, "mean", [1e-4, 1e-3], [1]),
+        (RECURRENT, "mean", [1e-4, 1e-3], [1]),
+    ]
+    found = (trials / finetuning_trials.ROWS_FILE).read_text()
+    assert "mean,roberta_mini,RTE,0.001,1,2,0.25,1.0,0,9.5" in found
+
+
+def test_what_was_chosen_is_fine_tuned(trials, commands, tmp_path, monkeypatch):
     chosen = ("--chosen", str(trials / finetuning_trials.ROWS_FILE))
     models = ("--models", *finetuning_trials.ALL_MODELS)
     folders = [str(tmp_path / name) for name in ("data", "final", "results")]
