@@ -91,7 +91,7 @@ PLAN = {
     "MRPC": OF_PAIRS,
     "QNLI": ("pair", "apart", "aligned"),
     "CoLA": ("first", "mean", "max", "mean-decay0.8", "mean-4epochs", "mean-10epochs"),
-    "SST-2": ("first", "mean", "max"),
+    "SST-2": ("first", "mean", "max", "mean-4epochs"),
 }
 ROWS_FILE, FLOOR_FILE = "trials.csv", "held_out_floor.csv"
 COLUMNS = ("recipe", "model", "task", "lr", "seed", "epochs", "last_score", "best_score", "failed", "seconds")
