@@ -124,8 +124,7 @@ def sweep(
 def write_rows(out: Path, results: Path) -> None:
     """All rows of all sweeps so far, in the order of the plan."""
     rows = [{"recipe": recipe, **row} for model in ALL_MODELS for recipe, row in rows_of(out / model)]
-    order = [list(PLAN), list(RECIPES), ALL_MODELS]
-    rows.sort(key=lambda row: [order[i].index(row[name]) for i, name in ((0, "task"), (2, "model"), (1, "recipe"))])
+    rows.sort(key=lambda row: list(PLAN).index(row["task"]))  # within a task by model and recipe, as they came
     write_csv(results / ROWS_FILE, COLUMNS, ({name: row[name] for name in COLUMNS} for row in rows))
 
 
@@ -147,9 +146,13 @@ class Trials:
     def read(cls, path: Path) -> "Trials":
         return cls(read_csv(path))
 
+    def matching(self, **values: str) -> list[dict[str, str]]:
+        """The rows with these values."""
+        return [row for row in self.rows if all(row[name] == value for name, value in values.items())]
+
     def scores(self, **values: str) -> list[float]:
         """Last scores of the rows with these values, points of 100; an undefined one counts as 0."""
-        found = [row["last_score"] for row in self.rows if all(row[name] == value for name, value in values.items())]
+        found = [row["last_score"] for row in self.matching(**values)]
         return [0.0 if score == UNDEFINED else 100 * float(score) for score in found]
 
     def compared(self, **values: str) -> list[float]:
@@ -157,7 +160,7 @@ class Trials:
         return self.scores(lr=f"{float(LR):g}", seed=SEED, **values)
 
     def tasks(self) -> list[str]:
-        return [task for task in PLAN if any(row["task"] == task for row in self.rows)]
+        return [task for task in PLAN if self.matching(task=task)]
 
     def recipe(self, task: str) -> str:
         """The recipe of a task: the highest mean over `MODELS`, of those that all of them have."""
@@ -173,7 +176,7 @@ class Trials:
     def rates(self, task: str, model: str) -> dict[str, list[float]]:
         """Learning rate -> scores of a model with the task's recipe."""
         chosen = {"task": task, "model": model, "recipe": self.recipe(task)}
-        rates = {row["lr"] for row in self.rows if all(row[name] == value for name, value in chosen.items())}
+        rates = {row["lr"] for row in self.matching(**chosen)}
         return {lr: self.scores(lr=lr, **chosen) for lr in sorted(rates, key=float)}
 
     def rate(self, task: str, model: str) -> str:
