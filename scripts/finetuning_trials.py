@@ -77,6 +77,9 @@ RECIPES = {
     "aligned-10epochs": Recipe("aligned", epochs=10),
     "pair-mnli": Recipe("pair", first="MNLI"),
     "pair-qqp": Recipe("pair", first="QQP"),
+    "aligned-mnli": Recipe("aligned", first="MNLI"),
+    "aligned-qqp-4epochs": Recipe("aligned", epochs=4, first="QQP"),
+    "aligned-qqp-10epochs": Recipe("aligned", epochs=10, first="QQP"),
 }
 LR, SEED = "3e-4", "1"  # of the comparison of recipes, and of the task before
 SEEDS = {"STS-B": 3, "RTE": 5, "MRPC": 5, "CoLA": 3, "SST-2": 3}  # of the fine-tunings with what was chosen
@@ -86,9 +89,9 @@ OF_PAIRS = (
     *("apart", "apart-4epochs", "apart-10epochs", "aligned", "aligned-4epochs", "aligned-10epochs"),
 )
 PLAN = {
-    "STS-B": OF_PAIRS,
-    "RTE": OF_PAIRS,
-    "MRPC": OF_PAIRS,
+    "STS-B": (*OF_PAIRS, "aligned-qqp-10epochs"),
+    "RTE": (*OF_PAIRS, "aligned-mnli"),
+    "MRPC": (*OF_PAIRS, "aligned-qqp-4epochs"),
     "QNLI": ("pair", "apart", "aligned"),
     "CoLA": ("first", "mean", "max", "mean-decay0.8", "mean-4epochs", "mean-10epochs"),
     "SST-2": ("first", "mean", "max", "mean-4epochs"),
