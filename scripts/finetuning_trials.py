@@ -104,7 +104,7 @@ def run(data: Path, out: Path, task: str, recipe: str, model: str, rates: list[s
     """One sweep; returns the exit status."""
     r, encoder = RECIPES[recipe], CHECKPOINTS / model
     if r.first:
-        before = out / model / f"{r.first}-{r.pooling}"
+        before = folder_before(out / model, r)
         if status := sweep(data, before, r.first, Recipe(r.pooling), encoder, model, [LR], [SEED], "best"):
             return status
         encoder = run_folder(before, r.first, float(LR), int(SEED))
@@ -124,6 +124,11 @@ def sweep(
     )
 
 
+def folder_before(folder: Path, r: Recipe) -> Path:
+    """Of the sweep on the task that a recipe fine-tunes on before, below the folder of a model."""
+    return folder / f"{r.first}-{r.pooling}"
+
+
 def write_rows(out: Path, results: Path) -> None:
     """All rows of all sweeps so far, in the order of the plan."""
     rows = [{"recipe": recipe, **row} for model in ALL_MODELS for recipe, row in rows_of(out / model)]
@@ -137,6 +142,15 @@ def rows_of(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
         if (found := folder / recipe / CSV_FILE).is_file():
             for row in read_csv(found):
                 yield recipe, row
+
+
+def pretrained_rows_of(folder: Path) -> Iterator[dict[str, str]]:
+    """Rows of all sweeps of a model, with the checkpoint that was pretrained, also where another task came before."""
+    for recipe, row in rows_of(folder):
+        if RECIPES[recipe].first:
+            before = read_csv(folder_before(folder, RECIPES[recipe]) / CSV_FILE)
+            row = {**row, "checkpoint": before[0]["checkpoint"]}
+        yield row
 
 
 @dataclass(frozen=True)
@@ -266,7 +280,7 @@ def finetune_chosen(args: argparse.Namespace) -> int:
             seeds = [str(seed) for seed in range(1, SEEDS[task] + 1)]
             if status := run(args.data, args.out, task, trials.recipe(task), model, [trials.rate(task, model)], seeds):
                 return status
-            write_results(args.results / f"{model}.csv", [row for _, row in rows_of(args.out / model)])
+            write_results(args.results / f"{model}.csv", pretrained_rows_of(args.out / model))
     return 0
 
 

@@ -12,9 +12,9 @@ ROBERTA, RECURRENT = finetuning_trials.MODELS
 ALTERNATE = finetuning_trials.ALL_MODELS[2]
 
 
-def write_sweeps(folder, *sweeps):
+def write_sweeps(folder, *sweeps, checkpoint=None):
     """results.csv of sweeps (recipe, model, task, learning rate, scores of seed 1, 2, ...)."""
-    row = dict.fromkeys(COLUMNS) | {"epochs": 2, "failed": 0, "seconds": 9.5}
+    row = dict.fromkeys(COLUMNS) | {"epochs": 2, "failed": 0, "seconds": 9.5, "checkpoint": checkpoint}
     files = {}
     for recipe, model, task, lr, scores in sweeps:
         files.setdefault(folder / model / recipe / "results.csv", []).extend(
@@ -125,6 +125,15 @@ def test_what_was_chosen_is_fine_tuned(trials, commands, tmp_path, monkeypatch):
     assert {c.data for c in commands} == {tmp_path / "data"} and commands[0].fairseq_options[-1] == "mean"
     for model in finetuning_trials.ALL_MODELS:
         assert len((tmp_path / "results" / f"{model}.csv").read_text().splitlines()) == 1 + 5
+
+
+def test_rows_of_what_was_chosen_have_the_pretrained_checkpoint(tmp_path):
+    """Also those whose encoder was fine-tuned on another task before: a report is of one checkpoint a model."""
+    write_sweeps(tmp_path, ("QQP-aligned", ROBERTA, "QQP", 3e-4, [0.7]), checkpoint="pretrained")
+    write_sweeps(tmp_path, ("aligned-qqp-4epochs", ROBERTA, "MRPC", 3e-4, [0.8]), checkpoint="after QQP")
+    write_sweeps(tmp_path, ("aligned", ROBERTA, "RTE", 3e-4, [0.6]), checkpoint="pretrained")
+    rows = finetuning_trials.pretrained_rows_of(tmp_path / ROBERTA)
+    assert {row["task"]: row["checkpoint"] for row in rows} == {"RTE": "pretrained", "MRPC": "pretrained"}
 
 
 def test_what_was_not_tried_cannot_be_chosen(trials, tmp_path, monkeypatch, capsys):
