@@ -25,12 +25,12 @@ from rt_plugin.replicate.results import PLAN_FILE
 
 RESULTS = checkout.REPOSITORY / "docs" / "results"
 FLOOR_FILE = "floor.csv"
-SWEEPS = ("roberta_mini.csv", "recurrent_roberta_mini.csv")  # the baseline first
+SWEEPS = [f"{model}.csv" for model in finetuning_trials.MODELS]  # the baseline first
 
 
 def remake_sweeps(folder: Path, out: Path) -> None:
-    """The report on fine-tunings, beside what is reached without an encoder."""
-    glue_report.write_report_of([folder / name for name in (FLOOR_FILE, *SWEEPS)], out)
+    """The report on fine-tunings with what trials chose, beside what is reached without an encoder."""
+    glue_report.write_report_of([folder / name for name in (FLOOR_FILE, *SWEEPS)], out, scores="last")
 
 
 MAKERS: dict[str, Callable[[Path, Path], object]] = {
