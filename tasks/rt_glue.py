@@ -23,7 +23,7 @@ from rt_plugin.glue.dataset import GlueDataset
 from rt_plugin.glue.head import check_pooling, leave_out, task_before
 from rt_plugin.glue.layer_rates import layer_rates, mark
 from rt_plugin.glue.metrics import CollectedOutputs, evaluate
-from rt_plugin.glue.pooling import AUTO, POOLINGS, PoolingHook, settle
+from rt_plugin.glue.pooling import AUTO, PoolingHook, settle
 from rt_plugin.glue.results import METRICS_FILE, SCORE
 from rt_plugin.glue.specs import LOWER_IS_BETTER, METRICS, GlueTask
 from rt_plugin.model_folder.checkpoint import (
@@ -41,6 +41,7 @@ from rt_plugin.model_folder.files import (
     TOKENIZER_FILE,
     copy_files,
 )
+from rt_plugin.model_folder.pooling import FIRST, POOLINGS
 from rt_plugin.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -205,7 +206,7 @@ class RtGlueTask(WithCompanions, FairseqTask):
             cfg.max_positions = positions
         model = super().build_model(cfg, from_checkpoint)
         model.register_classification_head(head, num_classes=self.num_classes)
-        if self.cfg.pooling != POOLINGS[0]:
+        if self.cfg.pooling != FIRST:
             PoolingHook(model, head, str(self.cfg.pooling), self.dictionary.pad(), self.dictionary.eos())
         if is_another:
             logger.info(
@@ -360,7 +361,7 @@ def _settle_pooling(cfg: RtGlueConfig, glue_task: GlueTask, from_checkpoint: boo
     position.
     """
     if from_checkpoint and cfg.pooling == AUTO:
-        cfg.pooling = POOLINGS[0]
+        cfg.pooling = FIRST
     cfg.pooling = settle(str(cfg.pooling), len(glue_task.texts), glue_task.name)
     training = cfg._get_parent() if OmegaConf.is_config(cfg) else None
     if training is not None:

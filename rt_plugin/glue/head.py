@@ -5,9 +5,9 @@ from pathlib import Path
 from torch import nn
 
 from rt_plugin.errors import UserError
-from rt_plugin.glue.pooling import POOLINGS
 from rt_plugin.glue.prepared import read_glue_file
 from rt_plugin.model_folder.checkpoint import read_checkpoint
+from rt_plugin.model_folder.pooling import pooling_of
 
 
 def task_before(checkpoint: str, save_dir: str) -> str | None:
@@ -53,7 +53,7 @@ def check_pooling(checkpoint: str, head: str, pooling: str) -> None:
     if not any(name.startswith(f"classification_heads.{head}.") for name in stored["model"]):
         return
     task = (stored.get("cfg") or {}).get("task") or {}
-    there = (task if isinstance(task, dict) else vars(task)).get("pooling", POOLINGS[0])
+    there = pooling_of(task if isinstance(task, dict) else vars(task))
     if there != pooling:
         raise UserError(
             f"{checkpoint} was fine-tuned with --pooling {there}, this run has {pooling}; add --pooling {there}, "

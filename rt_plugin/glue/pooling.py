@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rt_plugin.errors import UserError
+from rt_plugin.model_folder.pooling import ALIGNED, APART, FIRST, OF_TWO, PAIR, vectors
 
-PAIR, APART, ALIGNED, AUTO = "pair", "apart", "aligned", "auto"
-OF_TWO = {PAIR: 4, APART: 4, ALIGNED: 6}  # for two texts -> how many vectors of the encoder's size the head reads
-POOLINGS = ("first", "mean", "max", *OF_TWO)  # that a head can have been trained with
+AUTO = "auto"
 TEMPERATURE = 0.05  # of the softmax over cosines that aligns two texts
 
 
 def settle(pooling: str, texts: int, task: str) -> str:
-    """Which of `POOLINGS` an option means for a task.
+    """Which of `rt_plugin.model_folder.pooling.POOLINGS` an option means for a task.
 
     Args:
         pooling: one of them, or `AUTO`: pair for two texts, first for one.
@@ -38,7 +37,7 @@ def settle(pooling: str, texts: int, task: str) -> str:
     if pooling in OF_TWO and texts == 1:
         raise UserError(f"--pooling {pooling} is for pairs of texts, and {task} has one; use --pooling mean")
     if pooling == AUTO:
-        return PAIR if texts == 2 else POOLINGS[0]
+        return PAIR if texts == 2 else FIRST
     return pooling
 
 
@@ -53,7 +52,7 @@ def pool(features: Tensor, padding: Tensor, pooling: str) -> Tensor:
     Returns:
         (B, C), in the type of the features; a mean is summed in float32.
     """
-    if pooling == "first":
+    if pooling == FIRST:
         return features[:, 0]
     padding = padding.unsqueeze(-1)
     if pooling == "max":
@@ -130,7 +129,7 @@ class PoolingHook:
     Args:
         model: fairseq's roberta, or recurrent_roberta.
         head: name of its classification head.
-        pooling: one of `POOLINGS`.
+        pooling: one of `rt_plugin.model_folder.pooling.POOLINGS`.
         pad, eos: the ids of <pad> and </s>.
     """
 
@@ -139,7 +138,7 @@ class PoolingHook:
         self._tokens: Tensor | None = None
         head = model.classification_heads[head]
         if pooling in OF_TWO:
-            head.dense = nn.Linear(OF_TWO[pooling] * head.dense.in_features, head.dense.out_features)
+            head.dense = nn.Linear(vectors(pooling) * head.dense.in_features, head.dense.out_features)
         model.register_forward_pre_hook(self._read, with_kwargs=True)
         head.register_forward_pre_hook(self._replace)
 

@@ -27,6 +27,7 @@ from rt_plugin.model_folder.files import (
     TOKENIZER_FILE,
     copy_files,
 )
+from rt_plugin.model_folder.pooling import POOLINGS, pooling_of, vectors
 from rt_plugin.text.tokenizer import Tokenizer
 
 MODEL_FILE, TOKENIZER_CONFIGURATION_FILE, WEIGHTS_FILE = "config.json", "tokenizer_config.json", "model.safetensors"
@@ -151,11 +152,11 @@ def _head(weights: dict[str, torch.Tensor], task: dict, model: Path, source: Pat
     name = task.get("classification_head_name") or names[0]
     if names != [name]:
         raise UserError(f"{source}: has the heads {', '.join(names)}, expected one alone; use --format fairseq")
-    pooling = str(task.get("pooling") or "first")
-    if pooling not in layout.POOLED:
-        raise UserError(f"{source}: has --pooling {pooling}, expected one of {', '.join(layout.POOLED)}")
+    pooling = pooling_of(task)
+    if pooling not in POOLINGS:
+        raise UserError(f"{source}: has --pooling {pooling}, expected one of {', '.join(POOLINGS)}")
     dense, output = (weights.get(f"classification_heads.{name}.{part}.weight") for part in ("dense", "out_proj"))
-    if dense is None or output is None or dense.shape[1] != layout.POOLED[pooling] * dense.shape[0]:
+    if dense is None or output is None or dense.shape[1] != vectors(pooling) * dense.shape[0]:
         raise UserError(
             f"{source}: the head {name} has other matrices than one that gives as many numbers as the encoder and one "
             "that reads them, which no folder for transformers can hold; use --format fairseq"

@@ -28,6 +28,7 @@ from rt_plugin.model_folder.files import (
     TOKENIZER_FILE,
     copy_files,
 )
+from rt_plugin.model_folder.pooling import FIRST, POOLINGS
 
 if TYPE_CHECKING:
     from rt_plugin.huggingface.layout import Head
@@ -137,12 +138,12 @@ def _head(values: dict) -> Head | None:
     """The classifier that config.json tells of; None where it tells of none.
 
     Raises:
-        UserError: a value of it is of another kind.
+        UserError: a value of it is none that it can have.
     """
     from rt_plugin.huggingface.layout import Head
 
     architectures, labels = values.get("architectures") or [], values.get("id2label") or _LABELS
-    pooling, glue = values.get("pooling", "first"), values.get("rt_glue")
+    pooling, glue = values.get("pooling", FIRST), values.get("rt_glue")
     expected = (
         ("architectures", architectures, list),
         ("id2label", labels, dict),
@@ -154,6 +155,8 @@ def _head(values: dict) -> Head | None:
             raise UserError(f"{_CONFIGURATION} has no usable {name!r}; export the model again")
     if not any(str(name).endswith("ForSequenceClassification") for name in architectures):
         return None
+    if pooling not in POOLINGS:
+        raise UserError(f"{_CONFIGURATION}: pooling is {pooling!r}, expected one of {', '.join(POOLINGS)}")
     names = None
     if values.get("problem_type") != "regression":
         names = [labels.get(str(number)) for number in range(len(labels))]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from rt_plugin.errors import UserError
+from rt_plugin.model_folder.pooling import FIRST
 from rt_plugin.modules import default_inner_dim
 
 OWN, ROBERTA = "recurrent_roberta", "roberta"
@@ -39,8 +40,6 @@ _ROBERTA_NAMES = {
     "fc2": "output.dense",
     "final_layer_norm": "output.LayerNorm",
 }
-# --pooling -> how many vectors of the encoder's size a head reads
-POOLED = {"first": 1, "mean": 1, "max": 1, "pair": 4, "apart": 4, "aligned": 6}
 _TYPES = "roberta.embeddings.token_type_embeddings.weight"  # RoBERTa's own; fairseq has none
 
 
@@ -83,7 +82,7 @@ def kind_of(options: dict, head: Head | None) -> str:
         and not options["no_token_positional_embeddings"]
         and not options["untie_weights_roberta"]
     )
-    fits = head is None or (head.pooling == "first" and options["pooler_activation_fn"] == "tanh")
+    fits = head is None or (head.pooling == FIRST and options["pooler_activation_fn"] == "tanh")
     return ROBERTA if plain and fits else OWN
 
 

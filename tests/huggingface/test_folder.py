@@ -427,3 +427,13 @@ def test_damaged_folders_are_named_in_one_line(damage, words, committed, tmp_pat
     assert main(["import-huggingface", str(folder), str(tmp_path / "out")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert str(folder) in line and words in line
+
+
+def test_a_classifier_of_an_unknown_pooling(tmp_path, capsys):
+    model = write_model_folder(tmp_path / "model", "forward", labels=("entailment", "not_entailment"))
+    folder = export(model, tmp_path / "folder")
+    change(pooling="sum")(folder)
+    assert main(["import-huggingface", str(folder), str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{folder}" in line and "config.json: pooling is 'sum', expected one of first, mean, max" in line
+    assert not (tmp_path / "out").exists()
