@@ -133,7 +133,9 @@ def accuracy_of(scores: Iterable[tuple[float, float]]) -> Accuracy:
     share = correct / n
     center = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return Accuracy(n, correct, sum(d == 0 for d in differences), share, center - half, center + half)
+    # where all are right or all wrong, one end is the share itself, but for rounding
+    low, high = min(share, max(0.0, center - half)), max(share, min(1.0, center + half))
+    return Accuracy(n, correct, sum(d == 0 for d in differences), share, low, high)
 
 
 def mean_of(parts: Sequence[Accuracy]) -> Accuracy:

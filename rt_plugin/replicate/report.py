@@ -253,6 +253,7 @@ def time_section(results: Results, folder: Path) -> list[str]:
     """Validation loss at equal time: where each arm's curve is when the fastest arm has done all its updates."""
     steps = read_steps(folder)
     curves = {arm: _mean_curve(results, arm) for arm in results.arms(FINAL) if arm in steps}
+    curves = {arm: curve for arm, curve in curves.items() if curve}  # not those that diverged before a validation
     if not curves:
         return []
     shared = min(steps[arm] * curve[-1][0] for arm, curve in curves.items())
@@ -386,7 +387,8 @@ def write_report(folder: Path, out: Path) -> str:
     """
     results = Results.load(folder)
     drawn = make_figures(results, folder)
-    parts = [f"# Replication at the scale `{results.plan.scale}`", results.plan.source["about"].capitalize() + "."]
+    about = results.plan.source["about"]
+    parts = [f"# Replication at the scale `{results.plan.scale}`", f"{about[:1].upper()}{about[1:]}."]
     parts += [*search_section(results), *final_section(results)]
     values = defaultdict(list)
     for row in results.of(FINAL):

@@ -203,6 +203,14 @@ def test_wilsons_interval():
     assert accuracy_of([(0, 1)] * 10).high == pytest.approx(0.2775, abs=1e-4)
 
 
+@pytest.mark.parametrize("pairs", [7, 10, 13, 500, 1000, 2000])
+@pytest.mark.parametrize("score", [(1, 0), (0, 1)])
+def test_the_interval_holds_its_share_where_all_are_alike(score, pairs):
+    """A share outside of its own interval is one that no plot can draw."""
+    accuracy = accuracy_of([score] * pairs)
+    assert 0 <= accuracy.low <= accuracy.accuracy <= accuracy.high <= 1
+
+
 def test_the_interval_of_a_mean():
     """The distances to the parts' limits, root of the sum of squares, over their number."""
     parts = [accuracy_of([(1, 0)] * right + [(0, 1)] * (10 - right)) for right in (8, 10)]

@@ -183,6 +183,22 @@ def test_equal_time_reads_the_curves(results):
     assert cells(text, "swish-rnn")[2:] == ["4,000", "7.600", "6.600"]
 
 
+def test_an_arm_that_diverged_before_its_first_validation(results):
+    """It has no curve and no loss: that is told, and the other arms are compared."""
+
+    def diverge(rows):
+        for row in rows:
+            if (row["stage"], row["arm"]) == ("final", "swish-rnn"):
+                row |= {"failed": "diverged", "why": "said so", "valid_loss": "", "test_loss": ""}
+
+    write_csv(results.folder / "steps.csv", ("arm", "seconds"), [{"arm": arm, "seconds": 0.1} for arm in LOSSES])
+    text = results(LOSSES, diverge)
+    timed = [row[0] for row in rows_of(text.split("## At equal time")[1])]
+    assert "ffn" in timed and "swish-rnn" not in timed
+    assert [row[5] for row in rows_of(text) if row[:2] == ["final", "swish-rnn"]] == ["diverged"] * 3
+    assert cells(text, "6. none - ffn")[-1] != "not told apart"
+
+
 @pytest.mark.parametrize(
     ("timed", "label", "x"),
     [
