@@ -16,7 +16,7 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING, OmegaConf, open_dict
 from torch import Tensor
 
-from rt_plugin.console.files import appending
+from rt_plugin.console.files import continue_log
 from rt_plugin.errors import UserError
 from rt_plugin.glue import prepared
 from rt_plugin.glue.dataset import GlueDataset
@@ -350,8 +350,8 @@ class RtGlueTask(WithCompanions, FairseqTask):
             "loss": float(stats["loss"]),
         }
         line |= {name: None if math.isnan(value) else value for name, value in values.items()}
-        with appending(self._metrics_file) as file:
-            file.write(json.dumps(line).encode() + b"\n")
+        with continue_log(self._metrics_file, keep_rest=False) as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def _settle_pooling(cfg: RtGlueConfig, glue_task: GlueTask, from_checkpoint: bool) -> None:

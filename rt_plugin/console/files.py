@@ -5,12 +5,13 @@ import errno
 import fcntl
 import glob
 import hashlib
+import io
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from rt_plugin.errors import UserError
 
@@ -122,6 +123,34 @@ def appending(path: str | os.PathLike) -> BinaryIO:
             raise
         raise UserError(f"{path}: is a symbolic link, expected a file of this command's own; remove it") from None
     return os.fdopen(descriptor, "a+b")
+
+
+def continue_log(path: str | os.PathLike, keep_rest: bool) -> TextIO:
+    """A log opened to go on with it, in a line of its own.
+
+    A full disk, or a kill, may have cut off what was written last: half a record would take the next one with it.
+
+    Args:
+        path: of the log, made if needed.
+        keep_rest: end the line that was cut off; else it is removed.
+
+    Raises:
+        UserError: it is a symbolic link.
+        OSError: the file cannot be written.
+    """
+    with appending(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        whole = size
+        while whole:
+            start = max(0, whole - 4096)
+            file.seek(start)
+            end = file.read(whole - start).rfind(b"\n") + 1
+            whole = start + end
+            if end:
+                break
+        if whole < size:
+            file.write(b"\n") if keep_rest else file.truncate(whole)
+    return io.TextIOWrapper(appending(path), encoding="utf-8")
 
 
 def sha256(*paths: Path) -> str:

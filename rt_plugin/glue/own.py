@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rt_plugin.errors import UserError
-from rt_plugin.glue.specs import BY_NAME, METRICS, GlueTask, find_task
+from rt_plugin.glue.specs import BY_NAME, LOWER_IS_BETTER, METRICS, GlueTask, find_task
 
 TASK_FILE = "task.json"
 _KEYS = ("texts", "label", "labels", "score_range", "metrics", "headline", "files")
@@ -59,6 +59,11 @@ def make_task(name: str, description: Any, where: str, files: set[str] | None = 
         found = f"unknown key {unknown[0]!r}" if isinstance(description, dict) else "no JSON object"
         raise UserError(f"{where}: {found}; expected some of {', '.join(_KEYS)}")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in description.items()}
+    if not isinstance(given.get("label", ""), str):
+        raise UserError(f"{where}: label is {description['label']!r}, expected the name of a column or key")
+    named = given.get("files", {})
+    if not (isinstance(named, dict) and all(isinstance(name, str) for name in named.values())):
+        raise UserError(f"{where}: files is {description['files']!r}, expected an object of split -> file name")
     for key in ("texts", "labels", "metrics", "headline"):
         if key in given and not (isinstance(given[key], tuple) and all(isinstance(x, str) for x in given[key])):
             raise UserError(f"{where}: {key} is {description[key]!r}, expected a list of names")
@@ -72,7 +77,9 @@ def make_task(name: str, description: Any, where: str, files: set[str] | None = 
         raise UserError(f"{where}: labels are {', '.join(given['labels'])}; expected two or more, each once")
     metrics, headline = _OF_CLASSES if "labels" in given else _OF_SCORES
     given = {"labels": (), "metrics": metrics, "headline": headline, **given}
-    _check_metrics(given, where, {*metrics, *(() if given.get("score_range") else ("f1", "mcc"))})
+    given["metrics"] = tuple(dict.fromkeys((*given["metrics"], metrics[0])))  # which tells whether a run failed
+    more = ("mcc",) if len(given["labels"]) > 2 else ("f1", "mcc") if given["labels"] else ()
+    _check_metrics(given, where, {*metrics, *more})
     names = given.setdefault("files", {split: f"{file}{_suffix(files or set())}" for split, file in _FILES.items()})
     reader = "jsonl" if any(file.endswith((".jsonl", ".json")) for file in names.values()) else "tsv"
     return GlueTask(name=name, reader=reader, benchmark="", **given)
@@ -83,6 +90,8 @@ def _check_metrics(given: dict, where: str, possible: set[str]) -> None:
         if wrong := [name for name in given[key] if name not in possible]:
             usable = ", ".join(name for name in METRICS if name in possible)
             raise UserError(f"{where}: {key} names {wrong[0]!r}, expected some of {usable}")
+    if wrong := LOWER_IS_BETTER & set(given["headline"]):
+        raise UserError(f"{where}: headline names {min(wrong)!r}, of which the lowest is the best; name another metric")
     if not given["headline"] or not set(given["headline"]) <= set(given["metrics"]):
         raise UserError(f"{where}: headline is {given['headline']}, expected one or more of its metrics")
     low_high = given.get("score_range")

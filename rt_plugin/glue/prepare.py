@@ -163,6 +163,13 @@ def chosen_tasks(names: Sequence[str] | None, glue_dir: Path) -> list[tuple[Glue
     return found
 
 
+def _with_train_set(chosen: Sequence[tuple[GlueTask, Path]], named: bool) -> list[tuple[GlueTask, Path]]:
+    without = [task.name for task, _ in chosen if "train" not in task.files]
+    if without and (named or len(without) == len(chosen)):
+        raise UserError(f"--hold-out: {', '.join(without)} has no train set to hold rows out of; name other --tasks")
+    return [(task, folder) for task, folder in chosen if task.name not in without]
+
+
 def format_table(counts: dict[str, dict[str, SplitCounts]]) -> str:
     """A table of all counts, one line a split."""
     rows = []
@@ -209,10 +216,11 @@ def prepare(args: argparse.Namespace) -> None:
     encoder = IdEncoder.load(args.model)
     if args.download:
         download(args.tasks, args.glue_dir, read_sources(args.urls), commands.report)
+    chosen = chosen_tasks(args.tasks, args.glue_dir)
+    if args.hold_out:
+        chosen = _with_train_set(chosen, bool(args.tasks))
     # all files are found before the first is read, so that a missing one does not show after minutes
-    jobs = [
-        (task, source_files(task, folder, args.subsets)) for task, folder in chosen_tasks(args.tasks, args.glue_dir)
-    ]
+    jobs = [(task, source_files(task, folder, args.subsets)) for task, folder in chosen]
     counts = {
         task.name: prepare_task(task, files, args.out, encoder, commands.report, args.skip_broken_rows, args.hold_out)
         for task, files in jobs

@@ -131,7 +131,9 @@ def _below(results: Results, floors: Results) -> Iterator[str]:
         medians = {name: task.at([task.best_lr]).median for name, task in tasks.items() if name in highest}
         below = [name for name, median in medians.items() if median <= highest[name][1]]
         shown = ", ".join(f"{name} ({medians[name]:.1f}; {highest[name][0]} {highest[name][1]:.1f})" for name in below)
-        yield f"{model} is not above them on {shown}." if below else f"{model} is above them on every task."
+        every = "every task" if len(medians) == len(tasks) else f"every task that has one ({', '.join(medians)})"
+        if medians:
+            yield f"{model} is not above them on {shown}." if below else f"{model} is above them on {every}."
 
 
 def _difference_cells(d: Difference) -> list[str]:

@@ -107,7 +107,7 @@ def summarize(task: GlueTask, entries: Sequence[dict], labels: dict[str, int], d
 
 
 def _has_failed(task: GlueTask, last: dict, majority: float | None) -> bool:
-    correlation = next((name for name in ("pearson", "mcc") if name in task.headline), None)
+    correlation = "pearson" if task.is_regression else "mcc" if "mcc" in task.headline else None
     if correlation:
         value, floor = last.get(correlation), 0.0
     else:  # where one of two candidates is chosen (COPA), the share of the rows is that of a blind choice, too

@@ -24,14 +24,13 @@ from pathlib import Path
 
 from rt_plugin._location import USER_DIR
 from rt_plugin.console import commands, requirements
-from rt_plugin.console.files import replacing
+from rt_plugin.console.files import continue_log, replacing
 from rt_plugin.console.locks import handed_on
 from rt_plugin.console.options import check_values
 from rt_plugin.console.progress import duration
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import DICTIONARY_FILE
 from rt_plugin.pretrain import fairseq
-from rt_plugin.pretrain.log import continue_log
 from rt_plugin.pretrain.recipes import RECIPES, Recipe
 from rt_plugin.pretrain.started import StoppedError, training_records
 

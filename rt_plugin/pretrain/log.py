@@ -1,14 +1,8 @@
-"""The log of a training: its records, and going on with it. Imports the standard library only."""
+"""The records in the log of a training. Imports the standard library only."""
 
-import io
 import json
-import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
-from typing import TextIO
-
-from rt_plugin.console.files import appending
 
 _RECORD = re.compile(r"\| INFO \| (train|train_inner|valid) \| (\{.*\})\s*$")
 # fairseq's names of what is kept of a record; "wall" counts all attempts of a training that was resumed
@@ -65,34 +59,6 @@ def _record(kind: str, logged: dict) -> dict:
     if "masked" in logged and "accuracy" in record:  # rt_masked_lm logs per cent, rt_glue a fraction
         record["accuracy"] /= 100
     return record
-
-
-def continue_log(path: Path, keep_rest: bool) -> TextIO:
-    """A log opened to go on with it, in a line of its own.
-
-    A full disk, or a kill, may have cut off what was written last: half a record would take the next one with it.
-
-    Args:
-        path: of the log, made if needed.
-        keep_rest: end the line that was cut off; else it is removed.
-
-    Raises:
-        UserError: it is a symbolic link.
-        OSError: the file cannot be written.
-    """
-    with appending(path) as file:
-        size = file.seek(0, os.SEEK_END)
-        whole = size
-        while whole:
-            start = max(0, whole - 4096)
-            file.seek(start)
-            end = file.read(whole - start).rfind(b"\n") + 1
-            whole = start + end
-            if end:
-                break
-        if whole < size:
-            file.write(b"\n") if keep_rest else file.truncate(whole)
-    return io.TextIOWrapper(appending(path), encoding="utf-8")
 
 
 def read_json_records(lines: Iterable[str]) -> list[dict]:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from rt_plugin._location import USER_DIR
 from rt_plugin.console import commands
-from rt_plugin.console.files import last_line
+from rt_plugin.console.files import continue_log, last_line
 from rt_plugin.console.locks import note_holder
 from rt_plugin.console.processes import children_of, signalled_with_parent
 from rt_plugin.errors import UserError
-from rt_plugin.pretrain.log import continue_log, read_log
+from rt_plugin.pretrain.log import read_log
 
 _STOPPED = re.compile(
     r"\| (stopped .* after update \d+, .*); the same command resumes"

@@ -8,12 +8,11 @@ from fairseq.file_io import PathManager
 from fairseq.logging import metrics
 
 from conftest import REPOSITORY
-from rt_plugin.console.files import appending, replacing, temporary_name
+from rt_plugin.console.files import appending, continue_log, replacing, temporary_name
 from rt_plugin.console.locks import handed_on, in_turn, only_user_of
 from rt_plugin.errors import UserError
 from rt_plugin.glue import report, run
 from rt_plugin.glue.download import Source, download
-from rt_plugin.pretrain.log import continue_log
 from rt_plugin.repairs import resuming
 from rt_plugin.replicate.pool import Job, Pool
 from rt_plugin.tasks.rt_glue import RtGlueConfig, RtGlueTask

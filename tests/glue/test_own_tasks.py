@@ -10,6 +10,7 @@ from conftest import sample_rows
 from rt_plugin.errors import UserError
 from rt_plugin.glue import finetune, predict, prepare, report
 from rt_plugin.glue.own import describe, make_task
+from rt_plugin.glue.results import summarize
 from rt_plugin.model import RecurrentRobertaModel
 
 REVIEWS = {"texts": ["sentence"], "label": "mood", "labels": ["neg", "pos"]}
@@ -91,7 +92,7 @@ def test_a_description_is_carried_along():
         task = make_task("Mine", description, "task.json")
         again = make_task("Mine", json.loads(json.dumps(describe(task))), "glue.json")
         assert again == task
-    assert (task.metrics, task.reader, task.num_classes) == (("f1", "mcc"), "tsv", 2)
+    assert (task.metrics, task.reader, task.num_classes) == (("f1", "mcc", "accuracy"), "tsv", 2)
 
 
 @pytest.mark.parametrize(
@@ -106,12 +107,42 @@ def test_a_description_is_carried_along():
         ({"labels": None}, "labels is None, expected a list of names"),
         ({"metrics": ["bleu"]}, "metrics names 'bleu', expected some of accuracy, f1, f1_macro, mcc"),
         ({"headline": ["mcc"]}, "headline is ('mcc',), expected one or more of its metrics"),
+        (
+            {"labels": ["a", "b", "c"], "metrics": ["f1"]},
+            "metrics names 'f1', expected some of accuracy, f1_macro, mcc",
+        ),
+        ({"label": ["label"]}, "label is ['label'], expected the name of a column or key"),
+        ({"files": ["train.tsv"]}, "files is ['train.tsv'], expected an object of split -> file name"),
     ],
 )
 def test_a_wrong_description_is_named(change, message):
     with pytest.raises(UserError) as error:
         make_task("Mine", {**REVIEWS, **change}, "task.json")
     assert str(error.value).startswith(f"task.json: {message}")
+
+
+def test_a_headline_of_which_the_lowest_is_the_best():
+    """The best checkpoint is the one with the highest score."""
+    with pytest.raises(UserError, match=r"task.json: headline names 'rmse', of which the lowest is the best"):
+        make_task("Mine", {"texts": ["a"], "score_range": [0, 5], "headline": ["rmse"]}, "task.json")
+
+
+@pytest.mark.parametrize(
+    ("description", "values", "failed"),
+    [
+        ({"score_range": [0, 5], "headline": ["spearman"]}, {"spearman": 0.9, "pearson": 0.8}, 0),
+        ({"score_range": [0, 5], "headline": ["spearman"]}, {"spearman": 0.1, "pearson": -0.1}, 1),
+        ({"labels": ["no", "yes"], "metrics": ["f1"], "headline": ["f1"]}, {"f1": 0.95, "accuracy": 0.9}, 0),
+        ({"labels": ["no", "yes"], "metrics": ["f1"], "headline": ["f1"]}, {"f1": 0.6, "accuracy": 0.5}, 1),
+    ],
+)
+def test_whether_a_run_failed_whatever_the_headline(description, values, failed):
+    """By its correlation or its accuracy, which every task of one's own therefore has."""
+    task = make_task("Mine", {"texts": ["a"], **description}, "task.json")
+    assert set(values) <= set(task.metrics)
+    entry = {**values, "score": max(values.values()), "split": "valid", "updates": 10, "epoch": 1, "train_loss": 0.5}
+    labels = {} if task.is_regression else {"no": 50, "yes": 50}
+    assert summarize(task, [entry], labels)["failed"] == failed
 
 
 def test_files_that_do_not_fit(files, tokenizer_folder, tmp_path, capsys):

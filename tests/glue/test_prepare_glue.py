@@ -345,6 +345,21 @@ class TestHoldOut:
         assert "train.tsv: no rows; expected some for valid, with --hold-out 1e-09" in capsys.readouterr().err
         assert not (tmp_path / "out" / "RTE").exists()
 
+    def test_a_task_without_a_train_set(self, tokenizer_folder, tmp_path, capsys):
+        """AX, GLUE's diagnostic set, has a test file alone: it is passed over, unless it is named."""
+        glue, words = tmp_path / "glue", (tmp_path / "out", tokenizer_folder, "--hold-out", "0.2")
+        write(glue / "AX", {"diagnostic.tsv": tsv(("index", "sentence1", "sentence2"), ("0", "a", "b"))})
+        assert prepare(glue, *words) == 1
+        assert "--hold-out: AX has no train set" in capsys.readouterr().err.splitlines()[-1]
+        rows = [(str(i), f"premise {i}", f"hypothesis {i}", "entailment") for i in range(30)]
+        header = ("index", "sentence1", "sentence2", "label")
+        write(glue / "RTE", {"train.tsv": tsv(header, *rows), "dev.tsv": "broken, and never read\n"})
+        assert prepare(glue, *words, "--tasks", "RTE", "AX") == 1
+        assert "--hold-out: AX has no train set" in capsys.readouterr().err.splitlines()[-1]
+        assert not (tmp_path / "out").exists()
+        assert prepare(glue, *words) == 0
+        assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["RTE"]
+
     @pytest.mark.parametrize("share", ["0", "1", "nan", "-0.1", "10 %"])
     def test_no_share(self, share, tmp_path, capsys):
         with pytest.raises(SystemExit):

@@ -316,6 +316,13 @@ def test_the_report_says_who_is_not_above_the_floor(floored, report):
 def test_a_model_above_the_floor(files, tmp_path):
     write_csv(tmp_path / "floor.csv", [{**FLOOR[0], "best_score": 0.6}])
     assert main([str(tmp_path / "floor.csv"), *map(str, files), "--out", str(tmp_path)]) == 0
+    said = (tmp_path / "report.md").read_text()
+    assert "base is above them on every task that has one (RTE)." in said  # of STS-B none is given
+
+
+def test_a_model_above_every_floor(files, tmp_path):
+    write_csv(tmp_path / "floor.csv", [{**row, "best_score": -0.9} for row in FLOOR])
+    assert main([str(tmp_path / "floor.csv"), *map(str, files), "--out", str(tmp_path)]) == 0
     assert "base is above them on every task." in (tmp_path / "report.md").read_text()
 
 

@@ -164,6 +164,18 @@ def test_classify_cuts_where_max_positions_said(qnli, pretrained, tmp_path):
         assert model.classify(row[1], row[2])[1] == pytest.approx(expected.max().item(), abs=1e-4)
 
 
+def test_half_a_line_of_metrics_takes_no_other_with_it(qnli, tmp_path):
+    """A full disk, or a kill, cut off what was written last; the run goes on, and evaluates that epoch again."""
+    task = RtGlueTask.setup_task(RtGlueConfig(data=str(qnli), best_checkpoint_metric="loss"))
+    task.write_model_folder(str(tmp_path))
+    (tmp_path / "dev_metrics.jsonl").write_text('{"split": "valid", "epoch": 1, "upd')
+    with metrics.aggregate("train"):
+        metrics.log_scalar("loss", 1.0)
+        task._append_metrics({"loss": 1.0, "num_updates": 5}, {"score": 0.9})
+    (entry,) = dev_metrics(tmp_path)
+    assert (entry["updates"], entry["score"]) == (5, 0.9)
+
+
 def test_two_processes_compute_the_metrics_of_one(qnli, tmp_path):
     options = ("--batch-size", "10", "--max-update", "2", "--max-positions", "48", "--ddp-backend", "legacy_ddp")
     run_two("fairseq-train", qnli, *FINE_TUNING, *options, "--save-dir", tmp_path)
