@@ -144,9 +144,15 @@ def rows_of(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
                 yield recipe, row
 
 
-def pretrained_rows_of(folder: Path) -> Iterator[dict[str, str]]:
-    """Rows of all sweeps of a model, with the checkpoint that was pretrained, also where another task came before."""
+def chosen_rows(folder: Path, trials: "Trials") -> Iterator[dict[str, str]]:
+    """Of all sweeps of a model, the rows with the recipe and the learning rate that the trials choose.
+
+    Their checkpoint is the one that was pretrained, also where another task came before.
+    """
     for recipe, row in rows_of(folder):
+        task, model = row["task"], row["model"]
+        if recipe != trials.recipe(task) or float(row["lr"]) != float(trials.rate(task, model)):
+            continue
         if RECIPES[recipe].first:
             before = read_csv(folder_before(folder, RECIPES[recipe]) / CSV_FILE)
             row = {**row, "checkpoint": before[0]["checkpoint"]}
@@ -161,6 +167,13 @@ class Trials:
 
     @classmethod
     def read(cls, path: Path) -> "Trials":
+        """Those of a file.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; expected the {ROWS_FILE} of trials, without --rates and --chosen")
         return cls(read_csv(path))
 
     def matching(self, **values: str) -> list[dict[str, str]]:
@@ -180,15 +193,26 @@ class Trials:
         return [task for task in PLAN if self.matching(task=task)]
 
     def recipe(self, task: str) -> str:
-        """The recipe of a task: the highest mean over `MODELS`, of those that all of them have."""
+        """The recipe of a task: the highest mean over `MODELS`, of those that all of them have.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not (means := self._means(task)):
+            raise UserError(f"{task}: no recipe was tried with {' and '.join(MODELS)}, at {LR} and seed {SEED}")
+        return max(means, key=means.get)
+
+    def has_recipe(self, task: str) -> bool:
+        """Whether `MODELS` have one in common, which the first trials of a task have not."""
+        return bool(self._means(task))
+
+    def _means(self, task: str) -> dict[str, float]:
         means = {}
         for recipe in PLAN[task]:
             found = [self.compared(task=task, model=model, recipe=recipe) for model in MODELS]
             if all(found):
                 means[recipe] = fmean(map(fmean, found))
-        if not means:
-            raise UserError(f"{task}: no recipe was tried with {' and '.join(MODELS)}, at {LR} and seed {SEED}")
-        return max(means, key=means.get)
+        return means
 
     def rates(self, task: str, model: str) -> dict[str, list[float]]:
         """Learning rate -> scores of a model with the task's recipe."""
@@ -227,7 +251,7 @@ def recipes_table(trials: Trials) -> str:
     """A row a recipe that was tried, a column a model."""
     lines = []
     for task in trials.tasks():
-        best = trials.recipe(task)
+        best = trials.recipe(task) if trials.has_recipe(task) else None
         for recipe in PLAN[task]:
             found = [trials.compared(task=task, model=model, recipe=recipe) for model in MODELS]
             if any(found):
@@ -240,7 +264,7 @@ def rates_table(trials: Trials, floors: list[dict[str, str]]) -> str:
     """A column a learning rate, for the recipe of each task; `floors`: rows of what needs no encoder."""
     known = sorted({row["lr"] for row in trials.rows}, key=float)
     lines = []
-    for task in trials.tasks():
+    for task in filter(trials.has_recipe, trials.tasks()):
         scores = Trials(floors).scores(task=task)
         floor = f"{max(scores):.1f}" if scores else ""
         for model in ALL_MODELS:
@@ -275,12 +299,14 @@ def try_recipes(args: argparse.Namespace) -> int:
 def finetune_chosen(args: argparse.Namespace) -> int:
     """Fine-tunings with what the trials chose; returns the exit status."""
     trials = Trials.read(args.chosen)
+    if without := [task for task in args.tasks or () if task not in SEEDS]:
+        raise UserError(f"--chosen: {without[0]} is only compared, not fine-tuned; expected some of {', '.join(SEEDS)}")
     for task in args.tasks or SEEDS:
         for model in args.models:
             seeds = [str(seed) for seed in range(1, SEEDS[task] + 1)]
             if status := run(args.data, args.out, task, trials.recipe(task), model, [trials.rate(task, model)], seeds):
                 return status
-            write_results(args.results / f"{model}.csv", pretrained_rows_of(args.out / model))
+            write_results(args.results / f"{model}.csv", chosen_rows(args.out / model, trials))
     return 0
 
 

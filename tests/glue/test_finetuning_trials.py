@@ -129,11 +129,49 @@ def test_what_was_chosen_is_fine_tuned(trials, commands, tmp_path, monkeypatch):
 
 def test_rows_of_what_was_chosen_have_the_pretrained_checkpoint(tmp_path):
     """Also those whose encoder was fine-tuned on another task before: a report is of one checkpoint a model."""
-    write_sweeps(tmp_path, ("QQP-aligned", ROBERTA, "QQP", 3e-4, [0.7]), checkpoint="pretrained")
-    write_sweeps(tmp_path, ("aligned-qqp-4epochs", ROBERTA, "MRPC", 3e-4, [0.8]), checkpoint="after QQP")
-    write_sweeps(tmp_path, ("aligned", ROBERTA, "RTE", 3e-4, [0.6]), checkpoint="pretrained")
-    rows = finetuning_trials.pretrained_rows_of(tmp_path / ROBERTA)
+    rows = []
+    for model in finetuning_trials.MODELS:
+        write_sweeps(tmp_path, ("QQP-aligned", model, "QQP", 3e-4, [0.7]), checkpoint="pretrained")
+        write_sweeps(tmp_path, ("aligned-qqp-4epochs", model, "MRPC", 3e-4, [0.8]), checkpoint="after QQP")
+        write_sweeps(tmp_path, ("aligned", model, "RTE", 3e-4, [0.6]), checkpoint="pretrained")
+        rows += [{"recipe": recipe, **row} for recipe, row in finetuning_trials.rows_of(tmp_path / model)]
+    rows = finetuning_trials.chosen_rows(tmp_path / ROBERTA, finetuning_trials.Trials(rows))
     assert {row["task"]: row["checkpoint"] for row in rows} == {"RTE": "pretrained", "MRPC": "pretrained"}
+
+
+def test_rows_of_what_was_chosen_before_are_left_out(trials, tmp_path):
+    """The trials went on, and choose otherwise: a rate of then would be one that is chosen on the dev set."""
+    final = tmp_path / "final"
+    write_sweeps(final, ("mean", ROBERTA, "RTE", 3e-4, [0.9]), ("mean", ROBERTA, "RTE", 1e-4, [0.5]))
+    write_sweeps(final, ("first", ROBERTA, "RTE", 1e-4, [0.9]))
+    chosen = finetuning_trials.Trials.read(trials / finetuning_trials.ROWS_FILE)
+    (row,) = finetuning_trials.chosen_rows(final / ROBERTA, chosen)
+    assert (row["lr"], row["last_score"]) == ("0.0001", "0.5")
+
+
+def test_the_first_model_of_a_new_folder_has_a_table(commands, tmp_path, monkeypatch):
+    """Nothing is chosen before both models have a recipe; the next model's trial must not end there."""
+    folders = [str(tmp_path / "data"), str(tmp_path / "sweeps"), str(tmp_path)]
+    words = ["--tasks", "RTE", "--recipes", "pair", "--models", ROBERTA]
+    monkeypatch.setattr("sys.argv", ["finetuning_trials.py", *folders, *words])
+    assert finetuning_trials.main() == 0
+    recipes = rows_of_table((tmp_path / "report.md").read_text().split("\n\n")[3])
+    assert [list(row.values()) for row in recipes] == [["RTE", "pair", "25.0", "", ""]]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--rates", "1e-4"), "trials.csv: no such file"),
+        (("--chosen", "nowhere.csv"), "nowhere.csv: no such file"),
+        (("--chosen", "trials.csv", "--tasks", "QNLI"), "--chosen: QNLI is only compared, not fine-tuned"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(words, message, trials, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(trials)
+    monkeypatch.setattr("sys.argv", ["finetuning_trials.py", "data", "out", str(tmp_path / "empty"), *words])
+    assert finetuning_trials.main() == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_what_was_not_tried_cannot_be_chosen(trials, tmp_path, monkeypatch, capsys):
