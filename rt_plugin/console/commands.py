@@ -41,7 +41,8 @@ def add_version(parser: argparse.ArgumentParser) -> None:
 def run(verb: str, action: Callable[[], object], when_stopped: str | None = None) -> int:
     """Do the work of `rt-plugin VERB`; returns its exit status: the number that `action` returns, or 0.
 
-    A `UserError` is printed to standard error in one line, and so is a package that is missing, an optional one;
+    A `UserError` is printed to standard error in one line, and so are a file that cannot be read or written and a
+    package that is missing, an optional one;
     `when_stopped` after Ctrl-C. `STOPPING_SIGNALS` and the end of the terminal (SIGHUP) count as Ctrl-C, so that
     `finally` blocks run, unless they are ignored (nohup). After the former the exit status is `STOPPED` where the verb
     gives `when_stopped`, as those do that go on when they are started again.
@@ -62,6 +63,11 @@ def run(verb: str, action: Callable[[], object], when_stopped: str | None = None
             return leave_quietly()
         show_trace()
         print(f"rt-plugin {verb}: error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except OSError as error:
+        show_trace()
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"rt-plugin {verb}: error: {place}{error.strerror or error}", file=sys.stderr, flush=True)
         return 1
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

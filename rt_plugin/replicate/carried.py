@@ -71,7 +71,8 @@ def _carry_runs(plan: Plan, runs_so_far: Callable[[], Sequence[Run]], source: Pa
         )
     curves = read_csv(source / CURVES_FILE, CURVE_COLUMNS)
     carried: list[Run] = []
-    while found := [run for run in runs_so_far() if _can_be_carried(run, rows, out)]:
+    measured = {_name(row) for row in read_csv(source / HELD_OUT_FILES[0], OF_A_RUN)}
+    while found := [run for run in runs_so_far() if _can_be_carried(run, rows, measured, out)]:
         for run in found:
             row = rows[run.stage, run.name]
             _check(plan, run, row, source)
@@ -87,12 +88,13 @@ def _name(row: Mapping[str, str]) -> tuple[str, str]:
     return row.get("stage", FINAL), f"{row['arm']}-lr{float(row['learning_rate']):g}-seed{row['seed']}"
 
 
-def _can_be_carried(run: Run, rows: Mapping, out: Path) -> bool:
-    row = rows.get((run.stage, run.name))
+def _can_be_carried(run: Run, rows: Mapping, measured: set[tuple[str, str]], out: Path) -> bool:
+    name = (run.stage, run.name)
+    is_measured = name in measured and bool(rows.get(name, {}).get("test_loss"))
     return (
-        row is not None
+        name in rows
         and not run.folder(out).exists()
-        and (run.stage != FINAL or bool(row["test_loss"]) or row["failed"] == DIVERGED)
+        and (run.stage != FINAL or is_measured or rows[name]["failed"] == DIVERGED)
     )
 
 

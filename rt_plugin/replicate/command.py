@@ -45,6 +45,7 @@ from rt_plugin.replicate.search import at_edge, best_rates, has_ended, learning_
 
 STAGES = ("search", "final", "time", "evaluate", "report")
 _DEFAULT_NICE = 10
+_OF_TRAINING = ("recipe", "launcher", "options", "arms")  # parts of a plan that runs are trained by
 
 
 class Replication:
@@ -238,14 +239,19 @@ def describe(plan: Plan) -> str:
     return "\n\n".join(lines)
 
 
-def refuse_other_plan(plan: Plan, results: Path, remedy: str) -> None:
+def refuse_other_plan(plan: Plan, results: Path, remedy: str, parts: Sequence[str] = _OF_TRAINING) -> None:
     """Refuse a folder of results whose runs were trained otherwise; other rates, seeds and comparisons are welcome.
+
+    Args:
+        results: the folder.
+        remedy: what to do, for the error.
+        parts: of the plan, that must be the same.
 
     Raises:
         UserError: it is one.
     """
     before = read_results_plan(results)
-    for name in ("recipe", "launcher", "options", "arms"):
+    for name in parts:
         then, now = getattr(before, name), getattr(plan, name)
         if name == "arms":  # further ones are welcome
             now = {arm: now.get(arm) for arm in then}
@@ -305,9 +311,11 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(
                 f"--{name} is missing: the folder {'for the results' if name == 'out' else 'of the corpus'}"
             )
-    if args.stage != "report":
-        requirements.require("fairseq")
+    requirements.require("fairseq")  # the report, too, needs the loss of the unigram model
     check_data(args.data)
+    stages = [args.stage] if args.stage else STAGES
+    if "evaluate" in stages and plan.final.arms:
+        evaluation.check_inputs(plan, args.data, args.pairs, args.glue)
     package = os.pathsep.join(filter(None, [str(USER_DIR.parent), os.environ.get("PYTHONPATH")]))
     pool = Pool(args.jobs, {"OMP_NUM_THREADS": str(args.threads), "PYTHONPATH": package}, args.nice)
     replication = Replication(plan, args.out, args.data, pool, args.keep_going)
@@ -315,21 +323,21 @@ def run(args: argparse.Namespace) -> None:
         if (results_folder(args.out) / PLAN_FILE).is_file():
             refuse_other_plan(plan, results_folder(args.out), "choose another --out")
         if args.continue_from:
-            refuse_other_plan(plan, args.continue_from, "give its plan, or other results")
+            refuse_other_plan(plan, args.continue_from, "give its plan, or other results", (*_OF_TRAINING, "mask_seed"))
             taken = carry(plan, replication.all_runs, args.continue_from, args.out)
             commands.report(f"{args.continue_from}: {len(taken)} runs taken over")
         if args.adopt:
             for folder, found in adopt(plan, replication.all_runs(), args.adopt, args.out):
                 commands.report(f"{folder}: adopted as {found.stage} {found.name}")
-        stages: dict[str, Callable[[], None]] = {
+        work: dict[str, Callable[[], None]] = {
             "search": replication.search,
             "final": replication.final,
             "time": replication.time,
             "evaluate": lambda: replication.evaluate(args.pairs, args.glue),
             "report": replication.report,
         }
-        for stage in [args.stage] if args.stage else STAGES:
-            stages[stage]()
+        for stage in stages:
+            work[stage]()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """What is measured, each in a program of its own: time of an update; on final encoders loss, minimal pairs, GLUE."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,6 @@ from rt_plugin.replicate.plan import Plan, Run
 from rt_plugin.replicate.pool import Job, Pool, verb
 from rt_plugin.replicate.results import (
     HELD_OUT_FILES,
-    PAIRS_FILE,
     PHENOMENA_FILE,
     PLAN_FILE,
     STEPS_COLUMNS,
@@ -21,13 +21,32 @@ from rt_plugin.replicate.results import (
     pairs_folder,
     read_csv,
     results_folder,
-    write_csv,
     write_evaluations,
     write_finetunings,
+    write_pairs,
 )
 from rt_plugin.replicate.runs import CHECKPOINT_FILE, read_carried
 
 PAIR_MASKS = ("token", "word")
+
+
+def check_inputs(plan: Plan, data: str, pairs: Sequence[Path], glue: Path | None) -> None:
+    """Refuse, before the trainings, what would be missing after them.
+
+    Raises:
+        UserError: the corpus has no test split, a file of pairs or the folder of GLUE is not there, or the plan has no
+            fine-tuning.
+    """
+    folder = Path(data.split(os.pathsep)[0])
+    if not (folder / "test.idx").is_file():
+        raise UserError(
+            f"{folder}: has no split 'test', which final encoders are measured on; prepare the corpus with --test"
+        )
+    for path in [*pairs, *([] if glue is None else [glue])]:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+    if glue is not None and plan.finetuning is None:
+        raise UserError(f"--glue: the plan {plan.scale} has no finetuning; leave it out")
 
 
 def time_updates(plan: Plan, data: str, out: Path, pool: Pool) -> None:
@@ -48,7 +67,7 @@ def time_updates(plan: Plan, data: str, out: Path, pool: Pool) -> None:
 
 
 def held_out_losses(plan: Plan, runs: Sequence[Run], data: str, out: Path, pool: Pool) -> None:
-    """Evaluate the final encoders on the test split, and write the CSV files of all.
+    """Evaluate the final encoders on the test split, and write the CSV files of all that was ever measured on them.
 
     What was measured on the same checkpoint with the same masks is not measured again; what was taken over from
     another machine stays.
@@ -71,21 +90,26 @@ def held_out_losses(plan: Plan, runs: Sequence[Run], data: str, out: Path, pool:
             jobs.append(Job(f"held-out loss of {run.name}", command, folder / "held_out.log"))
     _run_all(pool, jobs)
     write_evaluations(runs, out)
+    write_pairs(runs, out)
+    write_finetunings(_finetuning_files(plan, out), out)
+
+
+def _finetuning_files(plan: Plan, out: Path) -> list[Path]:
+    return [finetuning_file(arm, out) for arm in plan.finetuning.arms] if plan.finetuning else []
 
 
 def minimal_pairs(plan: Plan, runs: Sequence[Run], pairs: Sequence[Path], out: Path, pool: Pool) -> None:
     """Judge minimal pairs with the final encoders, with each way of masking, and write the CSV file of all.
 
-    Stopped or broken off, the file has what was measured until then.
+    Stopped or broken off, the file has what was measured until then; and always what was measured before.
 
     Raises:
         UserError: a measurement broke off.
     """
-    jobs, places = [], []
+    jobs = []
     for run in runs:
         for data in pairs:
             folders = [pairs_folder(run, data.stem, mask, out) for mask in PAIR_MASKS]
-            places += [(run, data.stem, folder) for folder in folders]
             both = folders[0].parent
             command = [*verb("minimal-pairs"), str(run.folder(out)), str(data), "--out", str(both)]
             command += ["--mask", *PAIR_MASKS, "--name", run.name, *(["--cpu"] if "--cpu" in plan.launcher else [])]
@@ -96,20 +120,7 @@ def minimal_pairs(plan: Plan, runs: Sequence[Run], pairs: Sequence[Path], out: P
     try:
         _run_all(pool, jobs)
     finally:
-        _write_pairs(places, out)
-
-
-def _write_pairs(places: Sequence[tuple[Run, str, Path]], out: Path) -> None:
-    """Write the CSV file of (run, data, folder of rt-plugin minimal-pairs), as far as the folders are complete."""
-    rows = [
-        {"arm": run.arm.name, "learning_rate": f"{run.learning_rate:g}", "seed": run.seed, "data": data, **row}
-        for run, data, folder in places
-        for row in read_csv(folder / PHENOMENA_FILE, ("phenomenon", "mask", "accuracy"))
-    ]
-    for row in rows:
-        row.pop("model")
-    if rows:
-        write_csv(results_folder(out) / PAIRS_FILE, list(rows[0]), rows)
+        write_pairs(runs, out)
 
 
 def finetune(plan: Plan, runs: Sequence[Run], glue: Path, out: Path, pool: Pool) -> None:
@@ -118,15 +129,12 @@ def finetune(plan: Plan, runs: Sequence[Run], glue: Path, out: Path, pool: Pool)
     The sweeps run one after the other, each with as many runs at a time as the pool has slots.
 
     Raises:
-        UserError: the plan has no fine-tuning, or a sweep broke off.
+        UserError: a sweep broke off, or no final run of the plan's fine-tuning seed ended well.
     """
     f = plan.finetuning
-    if f is None:
-        raise UserError(f"--glue: the plan {plan.scale} has no finetuning; leave it out")
     encoders = [run for run in runs if run.arm.name in f.arms and run.seed == f.encoder_seed]
     if not encoders:
         raise UserError(f"--glue: no final run of {', '.join(f.arms)} with seed {f.encoder_seed} ended well")
-    results = [finetuning_file(run.arm.name, out) for run in encoders]
     carried = [run for run in encoders if read_carried(run.folder(out))]
     for run in carried:
         found = len(read_csv(finetuning_file(run.arm.name, out)))
@@ -137,7 +145,6 @@ def finetune(plan: Plan, runs: Sequence[Run], glue: Path, out: Path, pool: Pool)
                 f"remove {run.folder(out)} and {run.folder(out)}.json"
             )
     encoders = [run for run in encoders if run not in carried]
-    write_finetunings(results, out)
     if not encoders:
         commands.report("all fine-tunings were taken over")
         return
@@ -156,7 +163,7 @@ def finetune(plan: Plan, runs: Sequence[Run], glue: Path, out: Path, pool: Pool)
             command += ["--gpus"] if "--cpu" in plan.launcher else []
             log = out / "glue" / f"{run.arm.name}-{number}.log"
             _run_all(sweeper, [Job(f"{run.arm.name} on {', '.join(names)}", command, log)])
-            write_finetunings(results, out)
+            write_finetunings(_finetuning_files(plan, out), out)
 
 
 def _run_all(pool: Pool, jobs: Sequence[Job]) -> None:

@@ -41,7 +41,8 @@ def write(results: Mapping[str, tuple[HeldOut, str]], split: str, mask_seed: int
         models.append((name, digits, split, mask_seed, losses[0], r.masked, losses[1], r.chosen, *losses[2:]))
         positions += [(name, low, high - 1, n, round(loss, 5)) for low, high, n, loss in r.positions]
         frequencies += [(name, low, high, n, round(loss, 5)) for low, high, n, loss in r.frequencies]
-    for file, rows in zip(HELD_OUT_FILES, (models, positions, frequencies), strict=True):
+    of_files = list(zip(HELD_OUT_FILES, (models, positions, frequencies), strict=True))
+    for file, rows in reversed(of_files):  # held_out.csv last: where it is, the others are
         write_csv(out / file, _COLUMNS[file], [dict(zip(_COLUMNS[file], row, strict=True)) for row in rows])
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from rt_plugin.errors import UserError
 from rt_plugin.glue.specs import BY_NAME
+from rt_plugin.pretrain.recipes import RECIPES
 
 PLANS = Path(__file__).parent / "plans"
 SCALES = ("smoke", "laptop", "laptop-causes", "laptop-gate", "laptop-mini", "one-gpu", "paper")
@@ -180,7 +181,8 @@ def read_plan(source: Mapping, where: str) -> Plan:
 
 
 def _schedule(stage: Mapping, arms: Mapping[str, Arm]) -> Schedule:
-    rest = {name: stage[name] for name in ("extend_by", "extensions") if name in stage}
+    kinds = {"extend_by": float, "extensions": int}
+    rest = {name: kind(stage[name]) for name, kind in kinds.items() if name in stage}
     rates = tuple(sorted(float(rate) for rate in stage.get("learning_rates", ())))
     chosen = tuple(stage.get("arms", arms))
     return Schedule(int(stage["updates"]), int(stage["warmup_updates"]), tuple(stage["seeds"]), chosen, rates, **rest)
@@ -209,6 +211,8 @@ def _check_names(plan: Plan, where: str) -> None:
     for name in named:
         if name not in plan.arms:
             raise UserError(f"{where}: arm {name!r} is not among its arms: {', '.join(plan.arms)}")
+    if plan.recipe not in RECIPES:
+        raise UserError(f"{where}: no recipe {plan.recipe!r}; known are {', '.join(RECIPES)}")
     if not plan.search.learning_rates or not plan.search.extend_by > 1:
         raise UserError(f"{where}: search needs learning_rates, and an extend_by above 1")
     if plan.finetuning and plan.finetuning.encoder_seed not in plan.final.seeds:

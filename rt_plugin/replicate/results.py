@@ -185,11 +185,24 @@ def write_evaluations(runs: Sequence[Run], out: Path) -> None:
             write_csv(results_folder(out) / name, list(rows[0]), rows)
 
 
+def write_pairs(runs: Iterable[Run], out: Path) -> None:
+    """Put what was measured on minimal pairs run by run together, whatever the data, into OUT/results."""
+    rows = []
+    for run in runs:
+        for path in sorted(evaluation_folder(run, out).glob(f"*/*/{PHENOMENA_FILE}")):
+            judged = read_csv(path, ("model", "phenomenon", "mask", "accuracy"))
+            of_run = {**_key(run), "data": path.parent.parent.name}
+            rows += [{**of_run, **{name: value for name, value in row.items() if name != "model"}} for row in judged]
+    if rows:
+        write_csv(results_folder(out) / PAIRS_FILE, list(rows[0]), rows)
+
+
 def write_finetunings(files: Iterable[Path], out: Path) -> None:
     """Put the CSV files of fine-tuning sweeps together, into OUT/results."""
     rows = [row for path in files for row in read_csv(path)]
     if rows:
-        write_csv(results_folder(out) / FINETUNING_FILE, list(rows[0]), rows)
+        columns = dict.fromkeys(name for row in rows for name in row)  # files of another version have others
+        write_csv(results_folder(out) / FINETUNING_FILE, list(columns), rows)
 
 
 def read_results_plan(folder: Path) -> Plan:

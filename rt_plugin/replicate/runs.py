@@ -22,8 +22,8 @@ from rt_plugin._version import __version__
 from rt_plugin.console.files import replacing
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import DICTIONARY_FILE
+from rt_plugin.pretrain import launch
 from rt_plugin.pretrain.plot import read_run
-from rt_plugin.pretrain.recipes import RECIPES
 from rt_plugin.replicate.plan import Plan, Run
 from rt_plugin.replicate.pool import verb
 
@@ -34,8 +34,12 @@ CARRIED_FILE = "carried.json"  # {"parameters": ..., "curve": [[update, tokens, 
 _NOT_FINITE = re.compile(r"not finite|NaN|lower --lr|[Mm]inimum loss scale")
 _PARAMETERS = re.compile(r"num\. shared model params: ([\d,]+)")
 _BRANCH, _COMMIT, _DIGITS = re.compile(r"ref: (refs/heads/[\w./-]+)"), re.compile(r"[0-9a-f]{40,64}"), 7
-# options of the model by which arms differ: fairseq-train's own names begin so
-_OF_AN_ARM = ("--recurrence-", "--encoder-", "--activation-fn", "--pooler-activation-fn")
+# what a run is known by, beside all that an arm of its plan names; not by paths, intervals and devices
+_OF_A_MODEL = ("--recurrence-", "--encoder-", "--activation-fn", "--pooler-activation-fn")  # fairseq-train's begin so
+_OF_A_RECIPE = (
+    *("--arch", "--tokens-per-sample", "--max-update", "--warmup-updates", "--lr", "--seed", "--adam-betas"),
+    *("--adam-eps", "--weight-decay", "--clip-norm", "--dropout", "--attention-dropout"),
+)
 
 
 @dataclass(frozen=True)
@@ -79,28 +83,25 @@ def is_of_run(plan: Plan, run: Run, folder: Path) -> bool:
         words = shlex.split((folder / COMMAND_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    args = launch.parse_arguments(launch_options(plan, run, "", folder))
+    command = launch.fairseq_options(args, launch.choose_recipe(args), launch.Devices("cpu", 1))
+    found, wanted = _options(words), _options(list(map(str, command)))
+    named = _options([*plan.options, *(word for arm in plan.arms.values() for word in arm.options)])
+    names = {*_OF_A_RECIPE, *named, *(name for name in found if name.startswith(_OF_A_MODEL))}
+    return all(_are_same(found.get(name), wanted.get(name)) for name in names)
+
+
+def _options(words: Sequence[str]) -> dict[str, str]:
+    """Options with their values, "" for those without; of one that is given twice the last value, which counts."""
     pairs = itertools.pairwise([*words, ""])
-    options = {a: "" if b.startswith("--") else b for a, b in pairs if a.startswith("--")}
-    wanted = {a: "" if b.startswith("--") else b for a, b in itertools.pairwise([*run.arm.options, ""])}
-    wanted = {name: value for name, value in wanted.items() if name.startswith(_OF_AN_ARM)}
-    numbers = {
-        "--lr": run.learning_rate,
-        "--seed": run.seed,
-        "--max-update": run.updates,
-        "--warmup-updates": run.warmup_updates,
-    }
-    return (
-        options.get("--arch") == f"{run.arm.model}_{RECIPES[plan.recipe].size}"
-        and {name: value for name, value in options.items() if name.startswith(_OF_AN_ARM)} == wanted
-        and all(math.isclose(_number(options.get(name)), value) for name, value in numbers.items())
-    )
+    return {name: "" if value.startswith("--") else value for name, value in pairs if name.startswith("--")}
 
 
-def _number(word: str | None) -> float:
+def _are_same(one: str | None, other: str | None) -> bool:
     try:
-        return float(word or "nan")
+        return math.isclose(float(one or "nan"), float(other or "nan")) or one == other
     except ValueError:
-        return math.nan
+        return one == other
 
 
 def check_folder(plan: Plan, run: Run, data: Path, out: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -41,12 +42,13 @@ def sighup_is_heeded():
             1,
             "rt-plugin pretrain: error: matplotlib is not installed, which this needs; run: pip install matplotlib\n",
         ),
+        (Path("/nowhere/x").read_text, 1, "rt-plugin pretrain: error: /nowhere/x: No such file or directory\n"),
         (lambda: 7, 7, ""),
         (lambda: signalled(signal.SIGTERM), commands.STOPPED, "\nrt-plugin pretrain: resume it\n"),
         (lambda: signalled(signal.SIGUSR1), commands.STOPPED, "\nrt-plugin pretrain: resume it\n"),
         (lambda: signalled(signal.SIGHUP), commands.INTERRUPTED, "\nrt-plugin pretrain: resume it\n"),
     ],
-    ids=["done", "mistake", "no extra", "own status", "SIGTERM", "SIGUSR1", "SIGHUP"],
+    ids=["done", "mistake", "no extra", "no file", "own status", "SIGTERM", "SIGUSR1", "SIGHUP"],
 )
 def test_ends_with_a_status_and_one_line(action, status, said, capsys):
     assert commands.run("pretrain", action, "resume it") == status

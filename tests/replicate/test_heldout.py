@@ -112,3 +112,11 @@ def test_errors_are_one_line(model_with, data_bin, tmp_path, capsys):
     assert heldout.main([str(folder), "--data", str(other), "--out", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert str(folder / "dict.txt") in error and "give the corpus that it was trained on as --data" in error
+
+
+def test_what_tells_that_a_model_was_measured_is_written_last(tmp_path, monkeypatch):
+    """Killed in between, the model is measured again."""
+    written = []
+    monkeypatch.setattr(heldout, "write_csv", lambda path, *_: written.append(path.name))
+    heldout.write({}, "test", 1, tmp_path)
+    assert written == ["frequencies.csv", "positions.csv", "held_out.csv"]

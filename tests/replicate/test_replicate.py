@@ -21,14 +21,15 @@ from conftest import ENVIRONMENT, REPOSITORY, SAMPLE
 from rt_plugin.corpus import prepare
 from rt_plugin.replicate import command, report, steps
 from rt_plugin.replicate.plan import SCALES, load_plan
-from rt_plugin.replicate.results import write_csv
+from rt_plugin.replicate.results import write_csv, write_finetunings
 from rt_plugin.replicate.runs import launch_command
 
 # A training that takes no time: the loss is 5 bits and the distance, in doublings, of the learning rate from the best
 # one of the model; rates above 1 diverge. Each start leaves a line in the file `starts`.
 TRAINER = textwrap.dedent(
     """
-    import argparse, json, math, os, pathlib, shutil, sys, time
+    import argparse, json, math, os, pathlib, shlex, shutil, sys, time
+    from rt_plugin.pretrain import launch
     parser = argparse.ArgumentParser()
     parser.add_argument("data")
     for name in ("recipe", "model", "learning-rate", "updates", "warmup-updates", "seed", "save-dir", "save-interval"):
@@ -41,9 +42,9 @@ TRAINER = textwrap.dedent(
     with (here / "starts").open("a") as file:
         file.write(folder.name + "\\n")
     rate, updates = float(args.learning_rate), int(args.updates)
-    command = ["fairseq-train", args.data, "--arch", f"{args.model}_tiny", "--max-update", args.updates]
-    command += ["--warmup-updates", args.warmup_updates, "--lr", str(rate), "--seed", args.seed]
-    (folder / "command.txt").write_text(" ".join([*command, *(o for o in options if o != "--")]))
+    given = launch.parse_arguments(sys.argv[1:])
+    command = launch.fairseq_options(given, launch.choose_recipe(given), launch.Devices("cpu", 1))
+    (folder / "command.txt").write_text(shlex.join(["fairseq-train", *map(str, command)]))
     (folder / "train.log").write_text("| INFO | fairseq_cli.train | num. shared model params: 1,000 (num. trained: 1)")
     if (here / "slow").exists():
         (here / "pids").open("a").write(f"{os.getpid()}\\n")
@@ -210,6 +211,8 @@ def test_a_broken_plan_is_one_line(text, expected, tmp_path, capsys):
     [
         ({"comparisons": [["swish-rnn", "lstm"]]}, "arm 'lstm' is not among its arms: ffn, swish-rnn"),
         ({"search": {"learning_rates": []}}, "search needs learning_rates"),
+        ({"search": {"extend_by": "twice"}}, "could not convert string to float: 'twice'"),
+        ({"recipe": "laptp"}, "no recipe 'laptp'; known are tiny, mini, small"),
         ({"verdicts": [{"in_favour": [2], "says": "yes"}]}, "names a comparison that is not there"),
     ],
 )
@@ -388,6 +391,26 @@ def test_runs_begun_elsewhere_are_adopted_by_their_command(corpus, trainer, tmp_
     assert f"--adopt {elsewhere / 'other'}: no training of the plan" in capsys.readouterr().err
 
 
+def test_an_option_that_arms_differ_by_tells_their_runs_apart(corpus, trainer, tmp_path, capsys):
+    """Also one that the recipe has, too, and that is no option of the model."""
+    arms = {name: {"model": "recurrent_roberta", "options": []} for name in ("ffn", "swish-rnn")}
+    arms["ffn"]["options"] = ["--weight-decay", "0"]
+    plan = make_plan(
+        tmp_path, arms=arms, search={"learning_rates": [1e-3], "extensions": 0}, options=["--dropout", "0.2"]
+    )
+    first = tmp_path / "first" / "search"
+    assert replicate(plan, "--out", first.parent, "--data", corpus, "--stage", "search") == 0
+    words = ("--data", corpus, "--stage", "search", "--adopt", *first.glob("*seed1"))
+    assert replicate(plan, "--out", tmp_path / "second", *words) == 0
+    for link in (tmp_path / "second" / "search").glob("*seed1"):
+        assert link.resolve() == first / link.name
+    text = (first / "ffn-lr0.001-seed1" / "command.txt").read_text()
+    for option in ("--weight-decay", "--dropout", "--clip-norm"):
+        (first / "ffn-lr0.001-seed1" / "command.txt").write_text(f"{text} {option} 0.77")
+        assert replicate(plan, "--out", tmp_path / "third", *words) == 1
+        assert "ffn-lr0.001-seed1: no training of the plan" in capsys.readouterr().err
+
+
 def test_no_program_that_an_adopted_folder_names_is_run(corpus, trainer, tmp_path, capsys):
     """Its command names the checkout that it was trained by, for the table's commit: git would run what that names."""
     if shutil.which("git") is None:
@@ -439,6 +462,24 @@ def test_missing_options_and_data_are_one_line(tmp_path, capsys):
     assert "--data is missing" in capsys.readouterr().err
     assert replicate("smoke", "--out", tmp_path / "out", "--data", tmp_path / "none") == 1
     assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--glue", "."), "--glue: the plan smoke has no finetuning; leave it out"),
+        (("--pairs", "nowhere.jsonl"), "nowhere.jsonl: no such file or folder"),
+        ((), "has no split 'test', which final encoders are measured on; prepare the corpus with --test"),
+    ],
+)
+def test_what_evaluating_would_lack_is_told_before_the_trainings(words, expected, corpus, trainer, tmp_path, capsys):
+    data = shutil.copytree(corpus, tmp_path / "data")
+    if not words:
+        (data / "test.idx").unlink()
+    assert replicate(make_plan(tmp_path), "--out", tmp_path / "out", "--data", data, *words) == 1
+    error = capsys.readouterr().err
+    assert expected in error and error.count("\n") == 1
+    assert not starts(trainer)
 
 
 @pytest.fixture(scope="module")
@@ -510,7 +551,8 @@ def test_pairs_that_were_judged_before_one_broke_off_are_kept(finished, tmp_path
     assert replicate(plan, "--out", out, *rest[:4], "--stage", "evaluate", "--pairs", other, broken) == 1
     assert f"{broken}, line 1: not JSON" in capsys.readouterr().err
     found = {(row["arm"], row["data"], row["mask"]) for row in rows_of(out / "results" / "minimal_pairs.csv")}
-    assert found == {("ffn", "other", "token"), ("ffn", "other", "word")}
+    before = {(arm, "pairs", mask) for arm in ("ffn", "swish-rnn") for mask in ("token", "word")}
+    assert found == before | {("ffn", "other", "token"), ("ffn", "other", "word")}
 
 
 class TestContinueFrom:
@@ -545,6 +587,34 @@ class TestContinueFrom:
         assert replicate(*words, "--stage", "report") == 0
         again = [row for row in rows_of(out / "results" / "runs.csv") if row["stage"] == "final"]
         assert [row["failed"] for row in again] == [""] * 2 and all(float(row["test_loss"]) for row in again)
+
+    def test_a_run_whose_measurement_is_missing_is_trained_here(self, moved, trainer, tmp_path):
+        """runs.csv has its test loss already, held_out.csv was to be written when all had been measured."""
+        plan, rest, brought = moved
+        rows = rows_of(brought / "held_out.csv")
+        write_csv(brought / "held_out.csv", list(rows[0]), rows[1:])
+        words = (plan, "--out", tmp_path / "second", *rest[:4], "--continue-from", brought)
+        assert replicate(*words, "--stage", "final") == 0
+        assert starts(trainer) == ["ffn-lr0.001-seed11"]
+
+    def test_other_masks_are_refused(self, moved, tmp_path, capsys):
+        plan, rest, brought = moved
+        source = json.loads((brought / "plan.json").read_text())
+        source["evaluate"]["mask_seed"] += 1
+        (brought / "plan.json").write_text(json.dumps(source))
+        capsys.readouterr()
+        words = (plan, "--out", tmp_path / "second", *rest[:4], "--continue-from", brought)
+        assert replicate(*words, "--stage", "evaluate") == 1
+        assert "another 'mask_seed'; give its plan, or other results" in capsys.readouterr().err
+
+    def test_fine_tunings_of_another_version(self, moved, tmp_path):
+        """A column that one file has and the other has not."""
+        files = [tmp_path / name for name in ("old.csv", "new.csv")]
+        write_csv(files[0], ["model"], [{"model": "ffn"}])
+        write_csv(files[1], ["model", "checkpoint"], [{"model": "swish-rnn", "checkpoint": "abc"}])
+        write_finetunings(files, tmp_path)
+        found = rows_of(tmp_path / "results" / "finetuning.csv")
+        assert [(row["model"], row["checkpoint"]) for row in found] == [("ffn", ""), ("swish-rnn", "abc")]
 
     def test_half_a_sweep_needs_the_encoder(self, moved, tmp_path, capsys):
         plan, rest, brought = moved
