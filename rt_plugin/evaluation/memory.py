@@ -13,6 +13,7 @@ position itself, and `short-conv` has a weight for each of 4, whatever the text.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from rt_plugin.reference import GATES
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 CLOSED = 0.05  # a gate nearer to 0 than this lets nothing through
+_VALUES_OF_A_BATCH = 100_000  # of a gate, or a few more, that quantiles are taken of
 
 
 @dataclass
@@ -31,8 +33,8 @@ class LayerMemory:
         block: the layer's.
         lags: (n,) positions back, from 0 on, in steps of k.
         memory: (n, d') float64, mean over the text of |d c[i] / d x1[i - lag]|.
-        gates: values of the gate over the text and all channels at `QUANTILES`.
-        closed: share of the gate's values that are nearer to 0 than `CLOSED`.
+        gates: values of the gate over all channels and a sample of the positions, at `QUANTILES`.
+        closed: share of the gate's values, over the whole text, that are nearer to 0 than `CLOSED`.
     """
 
     block: RecurrentFFN
@@ -86,11 +88,15 @@ class _LayerSums:
         self._sums = torch.zeros(self.count, block.inner_dim, dtype=torch.float64)
         self._numbers = torch.zeros(self.count, 1, dtype=torch.float64)
         self._gates: list[Tensor] = []
+        self._closed = self._all_gates = 0
 
     def __call__(self, module: nn.Module, inputs: tuple, x12: Tensor) -> None:
         x1, x2 = x12.detach().float().chunk(2, dim=-1)  # (L, B, d')
         gates = GATES[self.block.gate](x2 + self.block.gate_bias.float())
-        self._gates.append(gates.flatten()[:: max(1, gates.numel() // 100_000)].cpu())  # enough for quantiles
+        self._closed += int((gates.abs() < CLOSED).sum())
+        self._all_gates += gates.numel()
+        rows = gates.flatten(end_dim=1)  # positions with all their channels, some of them: enough for quantiles
+        self._gates.append(rows[:: max(1, gates.numel() // _VALUES_OF_A_BATCH)].flatten().cpu())
         if self.block.recurrence_type != "swish-rnn":
             return
         x1 = x1.flip(0) if self.block.reverse else x1
@@ -102,11 +108,10 @@ class _LayerSums:
                 self._numbers[n] += step.shape[0] * step.shape[1]
 
     def result(self) -> LayerMemory:
-        gates = torch.cat(self._gates)
-        quantiles = gates.quantile(torch.tensor(QUANTILES)).tolist()
+        quantiles = np.quantile(torch.cat(self._gates).numpy(), QUANTILES).tolist()  # torch's takes 2^24 at most
         memory = self._memory()
         lags = torch.arange(len(memory)) * self.block.step_size
-        return LayerMemory(self.block, lags, memory, quantiles, float((gates.abs() < CLOSED).double().mean()))
+        return LayerMemory(self.block, lags, memory, quantiles, self._closed / self._all_gates)
 
     def _memory(self) -> Tensor:
         if self.block.recurrence_type == "none":

@@ -92,6 +92,19 @@ def test_gates_over_the_text():
     assert layer.closed == pytest.approx((gates < 0.05).double().mean().item())
 
 
+def test_gates_of_a_long_text_are_those_of_all_channels():
+    """Of so many values a sample is kept: a third of the positions, and of each all of the three channels."""
+    encoder = Encoder(gate="sigmoid")
+    with torch.no_grad():
+        encoder.block.in_proj.weight.zero_()
+        encoder.block.gate_bias.copy_(torch.tensor([-5.0, 0.0, 5.0]))
+    tokens = torch.randint(10, (200, 500), generator=torch.Generator().manual_seed(1))
+    (layer,) = measure(encoder, [tokens], lags=1)
+    low, middle, high = torch.sigmoid(encoder.block.gate_bias).tolist()
+    assert layer.gates == pytest.approx([low, low, middle, high, high])
+    assert layer.closed == pytest.approx(1 / 3)
+
+
 def run(model, text, out, *options):
     return show_recurrence.main([*map(str, (model, text, "--out", out, *options))])
 
