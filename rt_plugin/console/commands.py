@@ -41,11 +41,10 @@ def add_version(parser: argparse.ArgumentParser) -> None:
 def run(verb: str, action: Callable[[], object], when_stopped: str | None = None) -> int:
     """Do the work of `rt-plugin VERB`; returns its exit status: the number that `action` returns, or 0.
 
-    A `UserError` is printed to standard error in one line, and so are a file that cannot be read or written and a
-    package that is missing, an optional one;
-    `when_stopped` after Ctrl-C. `STOPPING_SIGNALS` and the end of the terminal (SIGHUP) count as Ctrl-C, so that
-    `finally` blocks run, unless they are ignored (nohup). After the former the exit status is `STOPPED` where the verb
-    gives `when_stopped`, as those do that go on when they are started again.
+    A `UserError` is printed to standard error in one line, and so are a file that cannot be read or written and an
+    optional package that is missing; `when_stopped` after Ctrl-C. `STOPPING_SIGNALS` and the end of the terminal
+    (SIGHUP) count as Ctrl-C, so that `finally` blocks run, unless they are ignored (nohup). After the former the exit
+    status is `STOPPED` where the verb gives `when_stopped`, as those do that go on when they are started again.
     """
     heeded = [s for s in (*STOPPING_SIGNALS, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
     previous = {number: signal.signal(number, _interrupt) for number in heeded}
