@@ -9,6 +9,10 @@ from transformers import AddedToken, PreTrainedTokenizer
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # the first ids of every dictionary of fairseq
 OVERWRITE = "#fairseq:overwrite"
+WORD = "word"  # letters that no language abbreviates so: Moses' tokenizer parts it from a full stop
+# normalizer_spec.add_dummy_prefix = false, as protobuf writes it: what is appended to a message is merged into it
+NO_SPACE_IN_FRONT = b"\x1a\x02\x18\x00"
+BEHIND_MASK = "\ud800"  # marks text for `_tokenize`: half a character, which no text in UTF-8 holds
 NAMES = {
     "vocab_file": "sentencepiece.bpe.model",
     "dictionary_file": "dict.txt",
@@ -47,7 +51,9 @@ class RecurrentRobertaTokenizer(PreTrainedTokenizer):
         self._files = {
             name: Path(path).read_bytes() for name, path in zip(NAMES.values(), paths, strict=True) if path is not None
         }
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._files[NAMES["vocab_file"]])
+        model = self._files[NAMES["vocab_file"]]
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._without_space = sentencepiece.SentencePieceProcessor(model_proto=model + NO_SPACE_IN_FRONT)
         self._symbols = _symbols(self._files[NAMES["dictionary_file"]].decode("utf-8"))
         self._ids = {symbol: i for i, symbol in enumerate(self._symbols)}
         self._set_normalization()
@@ -95,8 +101,19 @@ class RecurrentRobertaTokenizer(PreTrainedTokenizer):
     def get_vocab(self):
         return {**self._ids, **self.added_tokens_encoder}
 
+    def tokenize(self, text, **kwargs):
+        """transformers' own, but that text behind a mask is read as it would be behind a word."""
+        if self.mask_token and not kwargs.get("split_special_tokens", self.split_special_tokens):
+            text = text.replace(str(self.mask_token), str(self.mask_token) + BEHIND_MASK)
+        return super().tokenize(text, **kwargs)
+
     def _tokenize(self, text, **kwargs):
-        return self._processor.encode(self.normalize(text), out_type=str)
+        if not text.startswith(BEHIND_MASK):
+            return self._processor.encode(self.normalize(text), out_type=str)
+        # what normalisation does at the seam depends on both sides: "word" and "(a)" become "word (a)"
+        rest = self.normalize(WORD + text.removeprefix(BEHIND_MASK)).removeprefix(WORD)
+        processor = self._processor if rest.startswith(" ") else self._without_space
+        return processor.encode(rest.lstrip(" "), out_type=str)
 
     def _convert_token_to_id(self, token):
         return self._ids.get(token, self._ids["<unk>"])

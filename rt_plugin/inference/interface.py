@@ -336,8 +336,8 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
             (ids.tolist(), found.tolist()) for ids, found in zip(best.split(counts), values.split(counts), strict=True)
         ]
 
-    def _pieces(self, text: str) -> list[str]:
-        return self.text.encode(text) if self.text else self.bpe.encode(text).split()
+    def _pieces(self, text: str, behind_word: bool) -> list[str]:
+        return self.text.encode(text, behind_word) if self.text else self.bpe.encode(text).split()
 
     def _text(self, pieces: list[str]) -> str:
         return self.text.decode(pieces) if self.text else self.bpe.decode(" ".join(pieces))

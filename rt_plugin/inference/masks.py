@@ -49,9 +49,9 @@ class MaskFiller:
         dictionary = self._reader.dictionary
         *spans, last = text.split(MASK)
         ids = [dictionary.bos()]
-        for span in spans:
-            ids += [*self._reader.ids(span.rstrip()), self.mask]
-        ids += [*self._reader.ids(last), dictionary.eos()]
+        for place, span in enumerate(spans):
+            ids += [*self._reader.ids(span.rstrip(), behind_word=place > 0), self.mask]
+        ids += [*self._reader.ids(last, behind_word=True), dictionary.eos()]
         if len(ids) > limit and not truncate:
             raise UserError(
                 f"fill_mask: sentence {number} has {len(ids)} tokens, the model has positions for {limit}: shorten it, "

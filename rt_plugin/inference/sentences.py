@@ -16,18 +16,18 @@ class SentenceReader:
 
     Args:
         dictionary: fairseq's.
-        split: a text -> its pieces, as the dictionary has them.
+        split: a text, and whether it goes on behind a word -> its pieces, as the dictionary has them.
         join: pieces -> the text.
     """
 
-    def __init__(self, dictionary, split: Callable[[str], list[str]], join: Callable[[list[str]], str]):
+    def __init__(self, dictionary, split: Callable[[str, bool], list[str]], join: Callable[[list[str]], str]):
         self.dictionary = dictionary
         self._split = split
         self.join = join
 
-    def ids(self, text: str) -> list[int]:
-        """Of a text, without <s> and </s>."""
-        return [self.dictionary.index(piece) for piece in self._split(text)]
+    def ids(self, text: str, behind_word: bool = False) -> list[int]:
+        """Of a text, without <s> and </s>; or of one that goes on behind a word, see `Tokenizer.encode`."""
+        return [self.dictionary.index(piece) for piece in self._split(text, behind_word)]
 
     def listed(self, sentence: Sentence | Sequence[Sentence], others: tuple) -> tuple[list[Sentence], bool]:
         """The sentences as a list, and whether it was one alone.

@@ -3,6 +3,7 @@
 Imports the standard library only; sentencepiece is loaded when first needed.
 """
 
+import functools
 import os
 import re
 from collections.abc import Iterable
@@ -17,6 +18,9 @@ from rt_plugin.text.normalization import TextNormalizer
 _CONTROL_PIECES = 3
 _DICTIONARY_SPECIALS = frozenset(("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
 _DICTIONARY_FILLER = re.compile(r"madeupword\d{4,}")
+_WORD = "word"  # letters that no language abbreviates so: Moses' tokenizer parts it from a full stop
+# normalizer_spec.add_dummy_prefix = false, as protobuf writes it: what is appended to a message is merged into it
+_NO_SPACE_IN_FRONT = b"\x1a\x02\x18\x00"
 
 
 class Tokenizer:
@@ -78,9 +82,27 @@ class Tokenizer:
         """The text as sentencepiece sees it."""
         return self.normalizer.normalize(text)
 
-    def encode(self, text: str) -> list[str]:
-        """The text's pieces; a character the tokenizer does not know is a piece that no dictionary holds."""
-        return self._processor.encode(self.normalize(text), out_type=str)
+    def encode(self, text: str, behind_word: bool = False) -> list[str]:
+        """The text's pieces; a character the tokenizer does not know is a piece that no dictionary holds.
+
+        Args:
+            behind_word: the text goes on behind a word that is not given: its pieces are those that it has there. With
+                no white space between them its first piece lacks the space in front that a whole text gets.
+        """
+        if not behind_word:
+            return self._processor.encode(self.normalize(text), out_type=str)
+        # what normalisation does at the seam depends on both sides: "word" and "(a)" become "word (a)"
+        rest = self.normalize(_WORD + text).removeprefix(_WORD)
+        processor = self._processor if rest.startswith(" ") else self._without_space
+        return processor.encode(rest.lstrip(" "), out_type=str)
+
+    @functools.cached_property
+    def _without_space(self):
+        """sentencepiece with the same pieces, which puts no space in front of a text."""
+        import sentencepiece
+
+        model = self._processor.serialized_model_proto() + _NO_SPACE_IN_FRONT
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
 
     def encode_ids(self, texts: list[str]) -> list[list[int]]:
         """The sentencepiece ids of many texts, on one thread: `encode` in batches, several times as fast."""

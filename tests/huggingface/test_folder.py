@@ -15,7 +15,10 @@ from op_cases import relative_error
 from conftest import SAMPLE
 from model_folders import CHECKPOINTS, FILES, SHAPES, in_float64, write_model_folder
 from rt_plugin.__main__ import main
+from rt_plugin.inference.masks import MaskFiller
+from rt_plugin.inference.sentences import SentenceReader
 from rt_plugin.model import RecurrentRobertaModel
+from rt_plugin.text.normalization import NORMALIZATIONS, TextNormalizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 COMMITTED = ("recurrent_roberta_mini", "recurrent_roberta_mini_alternate", "roberta_mini")
@@ -111,6 +114,29 @@ def test_token_ids_of_a_thousand_sentences(name, committed):
     assert len(tokenizer) == len(ours.task.source_dictionary) and tokenizer.model_max_length == 128
 
 
+MASKED = [
+    "The book was written by an American <mask>.",
+    "<mask>",
+    "<mask><mask> <mask>",
+    "<mask>s <mask> s<mask>-<mask>, and <mask>(a) <mask> (b) <mask> : <mask>; \u201c<mask>\u201d, it<mask>'s<mask>",
+    "Paris is<mask>\u2014<mask>\u2028<mask>\u00a0<mask>\ud55c\uad6d\uc5b4 <mask>\U0001f600<mask>''",
+]
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_token_ids_around_masks(normalization, tmp_path):
+    model = write_model_folder(tmp_path / "model", "forward")
+    (model / "text_normalization.json").write_text(TextNormalizer(normalization).to_json())
+    hub = RecurrentRobertaModel.from_pretrained(str(model))
+    filler = MaskFiller(SentenceReader(hub.task.source_dictionary, hub.text.encode, hub.text.decode))
+    texts = [*MASKED, *(text.replace(" and", "<mask> and").replace(" of ", " <mask> ") for text in sentences(200))]
+    texts = [text for text in texts if "<mask>" in text]
+    tokenizer = load_tokenizer(export(model, tmp_path / "folder"))
+    assert tokenizer(texts)["input_ids"] == [filler.ids(text, 0, 1000, False).tolist() for text in texts]
+    plain = tokenizer(MASKED, split_special_tokens=True)["input_ids"]
+    assert plain == [tokens.tolist() for tokens in hub.encode(MASKED)]
+
+
 @pytest.mark.parametrize("name", COMMITTED)
 def test_logits_of_real_sentences(name, committed):
     ours, theirs = RecurrentRobertaModel.from_pretrained(str(CHECKPOINTS / name)), load(committed[name])
@@ -198,17 +224,21 @@ def test_classifiers_there_and_back(kind, shape, pooling, tmp_path):
     assert worst_difference(ours, other, [ours.encode("a b c")]) < 1e-5
 
 
+TO_FILL = ("He was born in New <mask> City.", "The book was written by an American <mask>.")
+
+
 @pytest.mark.parametrize("name", COMMITTED)
 def test_fill_mask_pipeline(name, committed):
     from transformers import pipeline
 
     ours = RecurrentRobertaModel.from_pretrained(str(CHECKPOINTS / name))
     fill = pipeline("fill-mask", model=load(committed[name]), tokenizer=load_tokenizer(committed[name]))
-    text = "He was born in New <mask> City."
-    found, known = fill(text, top_k=3), ours.fill_mask(text, topk=3)
-    assert [one["token_str"] for one in found] == [token.strip() for _, _, token in known]
-    assert [one["score"] for one in found] == pytest.approx([p for _, p, _ in known], abs=1e-5)
-    assert found[0]["sequence"] == known[0][0] == "He was born in New York City."
+    for text in TO_FILL:
+        found, known = fill(text, top_k=3), ours.fill_mask(text, topk=3)
+        assert [one["token_str"] for one in found] == [token.strip() for _, _, token in known]
+        assert [one["score"] for one in found] == pytest.approx([p for _, p, _ in known], abs=1e-5)
+        assert [one["sequence"] for one in found] == [sentence for sentence, _, _ in known]
+    assert fill(TO_FILL[0])[0]["sequence"] == "He was born in New York City."
 
 
 @pytest.mark.parametrize("shape", ["alternate in groups", "short convolution", "roberta"])

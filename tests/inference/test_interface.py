@@ -11,10 +11,13 @@ from conftest import REPOSITORY, SAMPLE
 from rt_plugin import UserError, hub
 from rt_plugin.inference import interface
 from rt_plugin.inference.batches import equal_length_batches
+from rt_plugin.inference.masks import MaskFiller
+from rt_plugin.inference.sentences import SentenceReader
 from rt_plugin.model import RecurrentRobertaModel
 
 MODELS = ("recurrent_roberta_mini_alternate", "roberta_mini")
 HEAD = hub.CLASSIFICATION_HEAD
+WORD_BEGINS = "\u2581"
 EXTRAS = ["It is.", "", "A.", "It is.", "Snow \u4e2d fell \U0001f642 at a cafe\u0301.", "A dog \u2028 barks."]
 
 
@@ -133,6 +136,21 @@ def test_several_masks(model):
     places = ids.eq(mask)
     for probability, found in zip(logits[places].softmax(-1).max(-1).values.tolist(), (first, second), strict=True):
         assert found[0][1] == pytest.approx(probability, rel=1e-4)
+
+
+def test_masked_text_is_read_as_the_whole_text_is(model, sentences):
+    """A mask in the place of a token, with white space beside it or without, leaves all others what they are."""
+    dictionary = model.task.source_dictionary
+    filler = MaskFiller(SentenceReader(dictionary, model.text.encode, model.text.decode))
+    for sentence in sentences[len(EXTRAS) :]:
+        ids, pieces = model.encode(sentence).tolist(), model.text.encode(sentence)
+        for place in range(len(pieces)):
+            if place and pieces[place - 1] == WORD_BEGINS:  # a space before a mask is taken for that of its token
+                continue
+            before, after = ("".join(part).replace("\u2581", " ") for part in (pieces[:place], pieces[place + 1 :]))
+            text = f"{before}{' ' * pieces[place].startswith(WORD_BEGINS)}<mask>{after}"
+            wanted = [*ids[: place + 1], filler.mask, *ids[place + 2 :]]
+            assert filler.ids(text, 0, len(ids), False).tolist() == wanted, text
 
 
 LONG = "word " * 400

@@ -83,6 +83,21 @@ def test_no_piece_holds_what_fairseq_splits_at(tokenizer, space):
     assert tokenizer.decode(pieces) == "the river flows"
 
 
+BEHIND_A_WORD = (
+    "", " ", ".", ", and the sea.", "'s name", "s and hills", "-known", "(a)", " (a) \u201cit\u201d", "\u2014the sea",
+    " flows.", "\u2026", " : 1905", "\u201d; it is", " ''it", "\u00a0flows",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BEHIND_A_WORD, ids=ascii)
+def test_text_behind_a_word_is_read_as_in_the_whole_text(tokenizer, text):
+    """Whether a space stands between them is for the text, and for normalisation, to say."""
+    pieces = tokenizer.encode("river" + text)
+    word = tokenizer.encode("river")
+    assert pieces[: len(word)] == word
+    assert tokenizer.encode(text, behind_word=True) == pieces[len(word) :]
+
+
 def test_dictionary_ids_are_those_of_xlmr(folder):
     import sentencepiece
 
