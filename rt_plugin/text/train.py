@@ -20,6 +20,7 @@ from rt_plugin.text.raw import read_lines
 from rt_plugin.text.tokenizer import Tokenizer
 
 MODEL_TYPES = ("unigram", "bpe")
+_LONGEST_SENTENCE = 4192  # bytes of UTF-8; sentencepiece leaves longer ones out without a word
 
 
 def train_sentencepiece(
@@ -94,10 +95,25 @@ def _normalized_sentences(
         lines = (line for path in inputs for line in read(path) if line.strip())
         for line in _sample(lines, max_sentences, seed) if max_sentences else lines:
             if sentence := normalizer.normalize(line):
-                yield sentence
+                yield from _parts(sentence)
     except UserError as error:
         errors.append(error)
         raise
+
+
+def _parts(sentence: str) -> Iterator[str]:
+    """A sentence in parts that sentencepiece does not leave out: cut at spaces, or within a word longer than a part."""
+    data = sentence.encode()
+    start = 0
+    while len(data) - start > _LONGEST_SENTENCE:
+        end = data.rfind(b" ", start, start + _LONGEST_SENTENCE + 1)
+        if end <= start:
+            end = start + _LONGEST_SENTENCE
+            while data[end] & 0xC0 == 0x80:  # of a character of several bytes, and not its first
+                end -= 1
+        yield data[start:end].decode()
+        start = end
+    yield data[start:].decode()
 
 
 def _sample(lines: Iterable[str], size: int, seed: int) -> Iterator[str]:

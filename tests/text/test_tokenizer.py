@@ -14,7 +14,7 @@ from rt_plugin.text.encode_file import encode_file
 from rt_plugin.text.normalization import NORMALIZATIONS, TextNormalizer
 from rt_plugin.text.raw import read_lines
 from rt_plugin.text.tokenizer import Tokenizer
-from rt_plugin.text.train import train_sentencepiece
+from rt_plugin.text.train import MODEL_TYPES, train_sentencepiece
 
 CORPUS = """The river rises in the hills, and it flows into the sea.
 He said that "the bridge" was built in 1905; it is well-known.
@@ -226,6 +226,24 @@ def test_import_needs_the_standard_library_only():
     )
     folder = read_lines.__globals__["__file__"].rpartition("/")[0].rpartition("/")[0]
     subprocess.run([sys.executable, "-c", code, folder], check=True)
+
+
+LONG_LINES = [
+    "zebra quokka xylophone " * 300,  # 6,900 bytes, cut between words
+    "".join(map(chr, range(0x4E00, 0x4E0A))) * 400,  # 12,000 bytes without a space, cut between characters
+]
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("long", LONG_LINES, ids=["spaces", "none"])
+def test_long_lines_are_trained_on(long, model_type, tmp_path):
+    """sentencepiece passes over what is longer than 4,192 bytes."""
+    text = tmp_path / "text.txt"
+    for short in (["the man had a hat"] * 50, []):
+        text.write_text("\n".join([*short, *[long] * 50]), encoding="utf-8")
+        size = 3 + len({*"".join([*short, long]), "\u2581"} - {" "})  # <unk>, <s>, </s>, and each character
+        tokenizer = train_sentencepiece([text], tmp_path / "tokenizer", size, model_type=model_type, threads=1)
+        assert set(long) - {" "} <= set("".join(tokenizer.pieces()[3:]))
 
 
 def sentences(count: int) -> list[str]:
