@@ -14,8 +14,6 @@ from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE
 from rt_plugin.text.normalization import TextNormalizer
 
-# sentencepiece's own <unk>, <s> and </s>; fairseq's dictionary has these (and <pad>) without being told.
-_CONTROL_PIECES = 3
 _DICTIONARY_SPECIALS = frozenset(("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
 _DICTIONARY_FILLER = re.compile(r"madeupword\d{4,}")
 _WORD = "word"  # letters that no language abbreviates so: Moses' tokenizer parts it from a full stop
@@ -113,8 +111,13 @@ class Tokenizer:
         return [self._processor.id_to_piece(i) for i in range(self._processor.get_piece_size())]
 
     def dictionary(self) -> str:
-        """What dict.txt holds: the pieces from sentencepiece id 3 on, in order, each with the count 1."""
-        return "".join(f"{piece} 1\n" for piece in self.pieces()[_CONTROL_PIECES:])
+        """What dict.txt holds: the pieces that text can have, in order, each with the count 1.
+
+        Not <unk>, <s> and </s>, which begin a model of `train_sentencepiece`: fairseq has them without being told.
+        """
+        model = self._processor
+        left_out = (model.is_control, model.is_unknown, model.is_unused)
+        return "".join(f"{piece} 1\n" for i, piece in enumerate(self.pieces()) if not any(kind(i) for kind in left_out))
 
     def decode(self, pieces: Iterable[str]) -> str:
         """The text of pieces; equals `normalize(text)` for the pieces of a text, up to sentencepiece's own NFKC."""

@@ -1,5 +1,6 @@
 """Tokenising: what goes in comes out, the files belong together, ids are XLM-R's, mistakes are one clear line."""
 
+import io
 import random
 import subprocess
 import sys
@@ -107,6 +108,30 @@ def test_dictionary_ids_are_those_of_xlmr(folder):
     assert len(dictionary) == len(processor) + 1  # <pad>
     for i in range(3, len(processor)):
         assert dictionary.index(processor.id_to_piece(i)) == i + 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"bos_id": -1, "eos_id": -1}, {"pad_id": 3}, {"unk_id": 5, "control_symbols": ["<cls>"], "byte_fallback": True}],
+    ids=["none", "padding", "elsewhere"],
+)
+def test_dictionary_of_a_tokenizer_with_other_special_pieces(options, corpus):
+    """Whatever their number and place: all pieces that text can have, and no others."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS.splitlines()),
+        model_writer=model,
+        vocab_size=330,
+        hard_vocab_limit=False,
+        **options,
+    )
+    tokenizer = Tokenizer(model.getvalue(), TextNormalizer())
+    listed = [line.rpartition(" ")[0] for line in tokenizer.dictionary().splitlines()]
+    special = {"<unk>", "<s>", "</s>", "<pad>", "<cls>"}
+    assert listed == [piece for piece in tokenizer.pieces() if piece not in special]
+    assert {*tokenizer.encode(CORPUS)} <= {*listed} and "\u2581" in listed
 
 
 def test_training_twice_gives_the_same_files(corpus, tmp_path):
