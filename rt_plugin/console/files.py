@@ -72,6 +72,22 @@ def _remove_left_over(target: Path) -> None:
                 os.close(held)
 
 
+def check_output(target: Path, source: Path | None = None) -> None:
+    """Refuse the name of a file to write before any work is done for it.
+
+    Args:
+        target: of the file.
+        source: the text that is read meanwhile, if any.
+
+    Raises:
+        UserError: the target is a folder, or the source itself, under whatever name.
+    """
+    if target.is_dir():
+        raise UserError(f"{target}: is a folder; give the name of the file to write")
+    if source and target.exists() and source.exists() and target.samefile(source):
+        raise UserError(f"{target}: is the input itself; give another file to write")
+
+
 @contextlib.contextmanager
 def writing(target: str | os.PathLike) -> Iterator[BinaryIO]:
     """`replacing` for a file that the user named.

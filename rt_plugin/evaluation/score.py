@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from rt_plugin.console import commands
-from rt_plugin.console.files import replacing
+from rt_plugin.console.files import check_output, replacing
 from rt_plugin.console.progress import Progress
 from rt_plugin.errors import UserError
 from rt_plugin.inference import MASKS
@@ -123,8 +123,8 @@ def write_rows(rows: Iterable[dict], form: str, file: BinaryIO) -> None:
 def score(args: argparse.Namespace) -> None:
     """The command's work."""
     form = args.format or _format_of(args.out)
-    if args.out and args.out.is_dir():
-        raise UserError(f"{args.out}: is a folder; give the name of the file to write")
+    if args.out:
+        check_output(args.out, args.file)
     import torch
 
     from rt_plugin import hub

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rt_plugin.console import commands
-from rt_plugin.console.files import writing
+from rt_plugin.console.files import check_output, writing
 from rt_plugin.errors import UserError
 from rt_plugin.glue.readers import Example, read_examples, source_folder
 from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask
@@ -199,10 +199,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    if args.out.is_dir():  # found now, and not after minutes of predictions
-        raise UserError(f"{args.out}: is a folder; give the name of the file to write")
-    if "input" in args and args.out.exists() and args.input.exists() and args.out.samefile(args.input):
-        raise UserError(f"{args.out}: is the input itself; give another file to write")
+    check_output(args.out, getattr(args, "input", None))
     args.action(args)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from rt_plugin.console.files import writing
+from rt_plugin.console.files import check_output, writing
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import BEST_CHECKPOINT
 from rt_plugin.text.raw import read_lines
@@ -79,10 +79,8 @@ def output(args: argparse.Namespace) -> Iterator[Callable[[str, dict], None]]:
     Raises:
         UserError: the file cannot be written.
     """
-    if args.out and args.out.is_dir():
-        raise UserError(f"{args.out}: is a folder; give the name of the file to write")
-    if args.out and args.file and args.out.exists() and args.file.exists() and args.out.samefile(args.file):
-        raise UserError(f"{args.out}: is the input itself; give another file to write")
+    if args.out:
+        check_output(args.out, args.file)
     form = args.format or ("jsonl" if args.out and args.out.suffix == ".jsonl" else "text")
     with writing(args.out) if args.out else contextlib.nullcontext(sys.stdout.buffer) as file:
         yield lambda text, row: _write(file, text if form == "text" else json.dumps(row, ensure_ascii=False) + "\n")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rt_plugin.console import commands
-from rt_plugin.console.files import writing
+from rt_plugin.console.files import check_output, writing
 from rt_plugin.console.progress import Progress
 from rt_plugin.model_folder.files import NORMALIZATION_FILE, TOKENIZER_FILE
 from rt_plugin.text.raw import COMPRESSED, read_lines
@@ -49,8 +49,9 @@ def encode_file(
         report: takes lines of progress, see `Progress`.
 
     Raises:
-        UserError: see `read_lines`; or the target cannot be written.
+        UserError: see `read_lines`; or the target cannot be written, or is the source itself.
     """
+    check_output(Path(target), Path(source))
     counts = EncodingCounts()
     lines = _with_progress(read_lines(source), Path(source), report)
     with writing(target) as file:

@@ -174,6 +174,13 @@ def test_a_line_that_is_too_long(pretrained, text_file, tmp_path, capsys):
     assert rows[6]["pll_nats"] == rows[1]["pll_nats"]
 
 
+def test_out_is_the_text_itself(pretrained, text_file, capsys):
+    before = text_file.read_bytes()
+    assert run(pretrained, text_file, "--out", text_file) == 1
+    assert f"{text_file}: is the input itself; give another file to write" in capsys.readouterr().err
+    assert text_file.read_bytes() == before
+
+
 def test_out_is_a_folder(pretrained, text_file, tmp_path, capsys):
     assert run(pretrained, text_file, "--out", tmp_path) == 1
     assert f"{tmp_path}: is a folder" in capsys.readouterr().err

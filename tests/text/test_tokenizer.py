@@ -183,6 +183,18 @@ def test_encoded_file_keeps_lines_and_documents(tokenizer, corpus, tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["pieces.txt"]
 
 
+def test_a_text_is_not_replaced_by_its_pieces(tokenizer, tmp_path):
+    source = tmp_path / "source.txt"
+    source.write_text(CORPUS, encoding="utf-8")
+    (tmp_path / "link.txt").symlink_to(source)
+    for target in (source, tmp_path / "link.txt"):
+        with pytest.raises(UserError, match=f"^{target}: is the input itself; give another file to write$"):
+            encode_file(tokenizer, source, target)
+    with pytest.raises(UserError, match=f"^{tmp_path}: is a folder; give the name of the file to write$"):
+        encode_file(tokenizer, source, tmp_path)
+    assert source.read_text(encoding="utf-8") == CORPUS and len(list(tmp_path.iterdir())) == 2
+
+
 def test_lines_end_at_newlines_only(tmp_path):
     path = tmp_path / "lines.txt"
     path.write_bytes("\ufeffa\u2028b\u0085c\r\n\nd".encode())
