@@ -118,8 +118,8 @@ def test_filled_sentences_have_spaces_where_words_begin(model):
 
 
 def test_fill_mask_needs_a_mask(model):
-    with pytest.raises(UserError, match="'no mask' holds no <mask>, expected at least one"):
-        model.fill_mask("no mask")
+    with pytest.raises(UserError, match="sentence 1: found no <mask> in 'no mask', expected at least one"):
+        model.fill_mask(["A <mask>.", "no mask"])
 
 
 def test_features_do_not_depend_on_the_batch(model):

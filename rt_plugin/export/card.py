@@ -17,6 +17,7 @@ from rt_plugin.console.tables import read_csv
 from rt_plugin.errors import UserError
 from rt_plugin.inference.interface import RecurrentRobertaHubInterface
 from rt_plugin.inference.loading import from_pretrained
+from rt_plugin.inference.masks import check_mask
 from rt_plugin.model_folder.files import TOKENIZER_FILE
 from rt_plugin.text.normalization import TextNormalizer
 
@@ -77,18 +78,33 @@ def gather(args: argparse.Namespace, source: Path) -> About:
         source: the checkpoint.
 
     Raises:
-        UserError: a file cannot be read, minimal pairs are of another checkpoint, or the checkpoint cannot be loaded.
+        UserError: a file cannot be read, an example cannot be filled, minimal pairs are of another checkpoint, or the
+            checkpoint cannot be loaded.
     """
     has_tokenizer = (args.model / TOKENIZER_FILE).is_file()
     model = from_pretrained(str(args.model), source.name) if has_tokenizer else None
     normalizer = TextNormalizer.load(args.model / "text_normalization.json")
-    examples = EXAMPLES if normalizer.language == "en" else ()
-    if args.examples:
-        lines = _read(args.examples, "--examples").splitlines()
-        examples = [line for line in lines if line.strip()]
+    examples = _examples(args.examples, normalizer.language, model)
     notes = _read(args.notes, "--notes") if args.notes else ""
     pairs = _pairs(args.minimal_pairs, source) if args.minimal_pairs else None
     return About(args.licence, normalizer.language, notes, _manifest(args), pairs, examples, model)
+
+
+def _examples(file: Path | None, language: str, model: RecurrentRobertaHubInterface | None) -> list[str]:
+    """The file's sentences, which the model must be able to fill; without a file, those of `EXAMPLES` that it is."""
+    limit = model.model.max_positions() if model else None
+    if file is None:
+        known = EXAMPLES if language == "en" else ()
+        return [text for text in known if model is None or len(model.masks.whole(text)) <= limit]
+    lines = {
+        number: line for number, line in enumerate(_read(file, "--examples").splitlines(), start=1) if line.strip()
+    }
+    for number, line in lines.items():
+        where = f"--examples {file}, line {number}"
+        check_mask(line, where)
+        if model:
+            model.masks.ids(line, where, limit)
+    return list(lines.values())
 
 
 def _read(file: Path, option: str) -> str:

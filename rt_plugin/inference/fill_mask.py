@@ -12,10 +12,7 @@ import itertools
 from collections.abc import Sequence
 
 from rt_plugin.console import commands
-from rt_plugin.errors import UserError
 from rt_plugin.inference.arguments import LINES_AT_A_TIME, add_model, add_texts, load_model, output, read_texts
-
-_MASK = "<mask>"
 
 
 def fill_mask(args: argparse.Namespace) -> None:
@@ -27,8 +24,7 @@ def fill_mask(args: argparse.Namespace) -> None:
         texts = itertools.chain(first, texts)
         while chunk := list(itertools.islice(texts, LINES_AT_A_TIME)):
             for where, text in chunk:
-                if _MASK not in text:
-                    raise UserError(f"{where}: found no {_MASK} in {text[:60]!r}, expected at least one")
+                model.masks.ids(text, where, model.model.max_positions(), args.truncate, "--truncate")
             sentences = [text for _, text in chunk]
             found = model.fill_mask(sentences, args.topk, truncate=args.truncate, exact=args.exact)
             for sentence, filled in zip(sentences, found, strict=True):

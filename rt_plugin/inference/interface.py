@@ -48,7 +48,7 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         if text is not None:
             text.check_dictionary(task.source_dictionary.symbols, "the checkpoint's dictionary")
         self._reader = SentenceReader(task.source_dictionary, self._pieces, self._text)
-        self._masks = MaskFiller(self._reader)
+        self.masks = MaskFiller(self._reader)  # what fill_mask reads, also for commands that look before they fill
         lay_out_alike(model)
         if are_quicker():
             prepare(model)
@@ -119,10 +119,13 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         """
         texts = [masked_input] if isinstance(masked_input, str) else list(masked_input)
         limit = self.model.max_positions()
-        ids = [self._masks.ids(text, number, limit, truncate) for number, text in enumerate(texts)]
-        self._masks.check_topk(topk)
+        ids = [
+            self.masks.ids(text, f"fill_mask: sentence {number}", limit, truncate, "truncate=True")
+            for number, text in enumerate(texts)
+        ]
+        self.masks.check_topk(topk)
         best = self._batched(ids, lambda tokens: self._best_at_masks(tokens, topk), exact)
-        filled = [self._masks.fill(text, *values) for text, values in zip(texts, best, strict=True)]
+        filled = [self.masks.fill(text, *values) for text, values in zip(texts, best, strict=True)]
         return filled[0] if isinstance(masked_input, str) else filled
 
     def extract_features(
@@ -326,10 +329,10 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
     @torch.inference_mode()
     def _best_at_masks(self, tokens: Tensor, topk: int) -> list[tuple[list[list[int]], list[list[float]]]]:
         """For each row, ids and probabilities of the best tokens, one list for each of its masks."""
-        masked = tokens.eq(self._masks.mask)
+        masked = tokens.eq(self.masks.mask)
         with utils.model_eval(self.model):
             probabilities = logits_at(self.model, tokens, masked).softmax(dim=-1)
-        probabilities[:, self._masks.never_proposed()] = -1
+        probabilities[:, self.masks.never_proposed()] = -1
         values, best = probabilities.topk(topk)
         counts = masked.sum(dim=1).tolist()
         return [

@@ -10,6 +10,12 @@ from rt_plugin.inference.sentences import SentenceReader
 Filled = tuple[str, float, str]  # the sentence with the token in it, its probability, the token
 
 
+def check_mask(text: str, where: str) -> None:
+    """Raise a `UserError`, which begins with where it stands, for a text without a mask."""
+    if not isinstance(text, str) or MASK not in text:
+        raise UserError(f"{where}: found no {MASK} in {str(text)[:60]!r}, expected at least one")
+
+
 class MaskFiller:
     """`fill_mask` but for the model in the middle.
 
@@ -33,33 +39,35 @@ class MaskFiller:
         if not 1 <= topk <= allowed:
             raise UserError(f"fill_mask: topk is {topk}, expected 1 to {allowed:,}, the tokens that can be proposed")
 
-    def ids(self, text: str, number: int, limit: int, truncate: bool) -> Tensor:
-        """(length,) token ids of a text with its masks.
-
-        Args:
-            number: its place in the list, for errors.
-            limit: the model's positions.
-            truncate: cut what is longer.
-
-        Raises:
-            UserError: it has no mask, or no position for one, or is too long.
-        """
-        if not isinstance(text, str) or MASK not in text:
-            raise UserError(f"fill_mask: {text!r} holds no {MASK}, expected at least one")
+    def whole(self, text: str) -> list[int]:
+        """Token ids of a text with its masks, of whatever length."""
         dictionary = self._reader.dictionary
         *spans, last = text.split(MASK)
         ids = [dictionary.bos()]
         for place, span in enumerate(spans):
             ids += [*self._reader.ids(span.rstrip(), behind_word=place > 0), self.mask]
-        ids += [*self._reader.ids(last, behind_word=True), dictionary.eos()]
+        return [*ids, *self._reader.ids(last, behind_word=True), dictionary.eos()]
+
+    def ids(self, text: str, where: str, limit: int, truncate: bool = False, option: str = "") -> Tensor:
+        """(length,) token ids of a text with its masks.
+
+        Args:
+            where: it stands, for errors.
+            limit: the model's positions.
+            truncate: cut what is longer.
+            option: what lets the user do so, for errors; "": nothing does.
+
+        Raises:
+            UserError: it has no mask, or no position for one, or is too long.
+        """
+        check_mask(text, where)
+        ids = self.whole(text)
         if len(ids) > limit and not truncate:
-            raise UserError(
-                f"fill_mask: sentence {number} has {len(ids)} tokens, the model has positions for {limit}: shorten it, "
-                "or use truncate=True"
-            )
-        kept = ids if len(ids) <= limit else [*ids[: limit - 1], dictionary.eos()]
-        if kept.count(self.mask) < len(spans):
-            raise UserError(f"fill_mask: sentence {number} has a {MASK} behind its first {limit} tokens; shorten it")
+            other = f", or use {option}" if option else ""
+            raise UserError(f"{where} has {len(ids)} tokens, the model has positions for {limit}: shorten it{other}")
+        kept = ids if len(ids) <= limit else [*ids[: limit - 1], self._reader.dictionary.eos()]
+        if kept.count(self.mask) < ids.count(self.mask):
+            raise UserError(f"{where} has a {MASK} behind its first {limit} tokens; shorten it")
         return torch.tensor(kept)
 
     def fill(self, text: str, best: list[list[int]], values: list[list[float]]) -> list[Filled] | list[list[Filled]]:

@@ -150,7 +150,7 @@ def test_masked_text_is_read_as_the_whole_text_is(model, sentences):
             before, after = ("".join(part).replace("\u2581", " ") for part in (pieces[:place], pieces[place + 1 :]))
             text = f"{before}{' ' * pieces[place].startswith(WORD_BEGINS)}<mask>{after}"
             wanted = [*ids[: place + 1], filler.mask, *ids[place + 2 :]]
-            assert filler.ids(text, 0, len(ids), False).tolist() == wanted, text
+            assert filler.ids(text, "here", len(ids)).tolist() == wanted, text
 
 
 LONG = "word " * 400

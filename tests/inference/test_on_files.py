@@ -171,5 +171,12 @@ def test_what_they_refuse(tmp_path, capsys):
     assert "expected either TEXT, in quotation marks, or --file FILE" in error("fill-mask")
     (tmp_path / "in.txt").write_text("A <mask>.\nNo.\n")
     assert "in.txt, line 2: found no <mask>" in error("fill-mask", "--file", tmp_path / "in.txt")
+    (tmp_path / "long.txt").write_text(f"A <mask>.\n\n{'word ' * 300}<mask>.\n")
+    line = error("fill-mask", "--file", tmp_path / "long.txt", "--topk", "2")
+    assert line.endswith(
+        "long.txt, line 3 has 304 tokens, the model has positions for 128: shorten it, or use --truncate"
+    )
+    line = error("fill-mask", "--file", tmp_path / "long.txt", "--truncate")
+    assert line.endswith("long.txt, line 3 has a <mask> behind its first 128 tokens; shorten it")
     assert "is the input itself" in error("fill-mask", "--file", tmp_path / "in.txt", "--out", tmp_path / "in.txt")
     assert "this checkpoint has no class labels" in error("classify", "A text.")

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from conftest import REPOSITORY
+from model_folders import write_model_folder
 from rt_plugin import hub
 from rt_plugin.__main__ import main
 from rt_plugin.console.files import sha256
@@ -73,6 +74,29 @@ def test_what_cannot_be_on_a_card(option, value, message, pretrained, tmp_path, 
     assert main(["export", str(pretrained), "out", option, value]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("It is.", "own.txt, line 3: found no <mask> in 'It is.', expected at least one"),
+        (f"{'word ' * 300}<mask>.", "own.txt, line 3 has 304 tokens, the model has positions for 140: shorten it"),
+    ],
+    ids=["no mask", "too long"],
+)
+def test_examples_that_cannot_be_filled(line, message, tmp_path, capsys):
+    model = write_model_folder(tmp_path / "model", "forward")
+    (tmp_path / "own.txt").write_text(f"It is a <mask>.\n\n{line}\n")
+    assert main(["export", str(model), str(tmp_path / "out"), "--examples", str(tmp_path / "own.txt")]) == 1
+    assert capsys.readouterr().err.strip().endswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_examples_that_a_short_model_has_no_positions_for(tmp_path):
+    model = write_model_folder(tmp_path / "model", "forward", positions=9)
+    assert main(["export", str(model), str(tmp_path / "out")]) == 0
+    filled = re.findall(r"^\| (.*`<mask>`.*) \| .* \|$", read(tmp_path / "out")[1], re.MULTILINE)
+    assert filled == ["The capital of France is `<mask>`.", "They `<mask>` been waiting for hours."]
 
 
 def test_minimal_pairs_of_another_checkpoint_are_refused(pretrained, tmp_path, capsys):
