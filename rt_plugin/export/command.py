@@ -157,7 +157,7 @@ def _write(args: argparse.Namespace, state: dict, source: Path, precision: str) 
         from rt_plugin.huggingface.folder import write_folder
 
         return write_folder(state, source, args.model, args.out)
-    copy_files([(args.model / name, name) for name in BESIDE_CHECKPOINTS], args.out)
+    copy_files([(args.model / name, name) for name in BESIDE_CHECKPOINTS], args.out, remove=True)
     if args.format == "safetensors":
         safetensors.write(state, args.out)
     else:

@@ -109,7 +109,7 @@ def write_folder(state: dict, source: Path, model: Path, out: Path) -> list[str]
 def write_beside(converted: Converted, model: Path, out: Path) -> list[str]:
     """Write all but the weights: configuration, tokenizer and code; returns the files' names."""
     code = CODE if converted.values["model_type"] == layout.OWN else CODE[2:]
-    copy_files([(model / name, name) for name in _TOKENIZER_FILES], out)
+    copy_files([(model / name, name) for name in _TOKENIZER_FILES], out, remove=True)
     copy_files([(Path(__file__).with_name(name), name) for name in code], out)
     for name, values in (
         (MODEL_FILE, converted.values),

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rt_plugin.console import commands
+from rt_plugin.console.checksums import forget
 from rt_plugin.console.files import replacing
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import (
+    BESIDE_CHECKPOINTS,
     BEST_CHECKPOINT,
     DICTIONARY_FILE,
     GLUE_FILE,
@@ -95,7 +97,9 @@ def import_folder(folder: Path, out: Path) -> None:
     }
     configuration.rebuilt(state, folder / _CONFIGURATION)  # what loading would refuse is not written
     try:
-        copy_files([(folder / name, name) for name in (DICTIONARY_FILE, TOKENIZER_FILE, NORMALIZATION_FILE)], out)
+        forget(out, [BEST_CHECKPOINT, *BESIDE_CHECKPOINTS])  # of what was exported to this folder before
+        tokenizer_files = (DICTIONARY_FILE, TOKENIZER_FILE, NORMALIZATION_FILE)
+        copy_files([(folder / name, name) for name in tokenizer_files], out, remove=True)
         _write_task(head, out)
         with replacing(out / BEST_CHECKPOINT) as file:
             torch.save(state, file)
@@ -186,14 +190,15 @@ def _groups(options: dict, head: Head | None, longest: int) -> dict:
 
 
 def _write_task(head: Head | None, out: Path) -> None:
-    if head is None:
-        return
-    if head.labels:
-        with replacing(out / LABEL_DICTIONARY_FILE) as file:
-            file.write("".join(f"{label} 1\n" for label in head.labels).encode())
-    if head.glue:
-        with replacing(out / GLUE_FILE) as file:
-            file.write((json.dumps(head.glue, indent=2) + "\n").encode())
+    """Write label_dict.txt and glue.json, and take away those that the model does not have."""
+    labels = "".join(f"{label} 1\n" for label in head.labels) if head and head.labels else ""
+    glue = json.dumps(head.glue, indent=2) + "\n" if head and head.glue else ""
+    for name, content in ((LABEL_DICTIONARY_FILE, labels), (GLUE_FILE, glue)):
+        if not content:
+            (out / name).unlink(missing_ok=True)
+            continue
+        with replacing(out / name) as file:
+            file.write(content.encode())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,16 +28,27 @@ GLUE_FILE = "glue.json"
 BESIDE_CHECKPOINTS = (DICTIONARY_FILE, LABEL_DICTIONARY_FILE, TOKENIZER_FILE, NORMALIZATION_FILE, GLUE_FILE)
 
 
-def copy_files(pairs: Iterable[tuple[str | os.PathLike, str]], save_dir: str | os.PathLike) -> None:
-    """Copy (source, name in the folder) pairs into `save_dir`; sources that do not exist are passed over.
+def copy_files(
+    pairs: Iterable[tuple[str | os.PathLike, str]], save_dir: str | os.PathLike, remove: bool = False
+) -> None:
+    """Copy (source, name in the folder) pairs into `save_dir`. Each file appears whole or not at all.
 
-    Each file appears whole or not at all.
+    Args:
+        remove: a source that does not exist takes its file in the folder away, which is another model's; default: it is
+            passed over, and a file that was put there stays.
+
+    Raises:
+        OSError: a file cannot be read, written or removed.
     """
     folder = Path(save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for source, name in pairs:
         target = folder / name
-        if not Path(source).is_file() or (target.exists() and os.path.samefile(source, target)):
+        if not Path(source).is_file():
+            if remove:
+                target.unlink(missing_ok=True)
+            continue
+        if target.exists() and os.path.samefile(source, target):
             continue
         with open(source, "rb") as original, replacing(target) as copy:
             shutil.copyfileobj(original, copy)

@@ -467,3 +467,18 @@ def test_a_classifier_of_an_unknown_pooling(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{folder}" in line and "config.json: pooling is 'sum', expected one of first, mean, max" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_brought_back_into_a_folder_that_was_used_before(tmp_path):
+    """What was there of a classifier with a normalisation, exported with its checksums, is not the new model's."""
+    before = write_model_folder(tmp_path / "before", "forward", labels=("entailment", "not_entailment"))
+    assert main(["export", str(before), str(tmp_path / "used")]) == 0
+    after = write_model_folder(tmp_path / "after", "forward")
+    (after / "text_normalization.json").unlink()
+    folder = export(after, tmp_path / "folder", "--precision", "float32")
+    assert main(["import-huggingface", str(folder), str(tmp_path / "used")]) == 0
+    assert not {path.name for path in (tmp_path / "used").iterdir()} & {
+        *("text_normalization.json", "glue.json", "label_dict.txt", "SHA256SUMS")
+    }
+    model = RecurrentRobertaModel.from_pretrained(str(tmp_path / "used"))
+    assert model.text.normalizer.choice == "none"

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from conftest import ENVIRONMENT, TRAINING, run_command
+from model_folders import write_model_folder
+from rt_plugin.console.checksums import read_checksums
 from rt_plugin.export import command as export
 from rt_plugin.glue import predict as glue_predict
 from rt_plugin.model import RecurrentRobertaModel
@@ -194,3 +196,17 @@ def test_what_cannot_be_exported_is_named(trained, tmp_path, capsys):
     (folder / "checkpoint_best.pt").write_bytes(b"no checkpoint")
     assert "checkpoint_best.pt: not a fairseq checkpoint" in error(folder, tmp_path / "out")
     assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("form", ["fairseq", "safetensors", "huggingface"])
+def test_files_of_the_model_before_do_not_stay(form, tmp_path):
+    """A classifier with a normalisation, then a masked LM without one, into the same folder."""
+    before = write_model_folder(tmp_path / "before", "forward", labels=("entailment", "not_entailment"))
+    after = write_model_folder(tmp_path / "after", "forward")
+    (after / "text_normalization.json").unlink()
+    for model, out in ((before, "used"), (after, "used"), (after, "new")):
+        assert export.main([str(model), str(tmp_path / out), "--format", form]) == 0
+    used, new = ({path.name for path in (tmp_path / out).iterdir()} for out in ("used", "new"))
+    assert used == new and not new & {"text_normalization.json", "glue.json", "label_dict.txt"}
+    assert read_checksums(tmp_path / "used").keys() == new - {"README.md", "SHA256SUMS"}
+    assert (tmp_path / "used" / "dict.txt").read_bytes() == (after / "dict.txt").read_bytes()
