@@ -25,7 +25,7 @@ from rt_plugin.glue.layer_rates import layer_rates, mark
 from rt_plugin.glue.metrics import CollectedOutputs, evaluate
 from rt_plugin.glue.pooling import AUTO, PoolingHook, settle
 from rt_plugin.glue.results import METRICS_FILE, SCORE
-from rt_plugin.glue.specs import LOWER_IS_BETTER, METRICS, GlueTask
+from rt_plugin.glue.specs import LOWER_IS_BETTER, GlueTask
 from rt_plugin.model_folder.checkpoint import (
     check_token_ids,
     checkpoint_positions,
@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_POSITIONS = 512
 SMALLEST_MAX_POSITIONS = 6
+_LOSS = "loss"  # fairseq's own metric, and its choice unless told otherwise
 
 
 # Optional[...], because fairseq's parser does not know `int | None`
@@ -162,6 +163,8 @@ class RtGlueTask(WithCompanions, FairseqTask):
                 Tokenizer.load(folder).check_dictionary(dictionary.symbols, str(dictionary_path))
         dictionary.add_symbol("<mask>")
         glue_task = prepared.task_of(folder, cfg.glue_task, cfg.num_classes, cfg.regression_target)
+        if not from_checkpoint:
+            check_best_checkpoint(cfg.best_checkpoint_metric, cfg.maximize_best_checkpoint_metric, glue_task)
         _settle_pooling(cfg, glue_task, from_checkpoint)
         labels = None if glue_task.is_regression else prepared.load_labels(label_path, glue_task)
         logger.info("task %s, %d symbols, classes: %s", glue_task.name, len(dictionary), glue_task.labels or "score")
@@ -296,7 +299,7 @@ class RtGlueTask(WithCompanions, FairseqTask):
             return
         if self._is_training:
             # fairseq compares stats[best_checkpoint_metric] with the best before it calls post_validate
-            for name in self._metric_names():
+            for name in _metric_names(self.glue_task):
                 metrics.log_scalar(name, self._worst())
             return
         for name, value in self._evaluate().items():
@@ -313,9 +316,6 @@ class RtGlueTask(WithCompanions, FairseqTask):
                 stats[name] = self._worst() if math.isnan(value) else value
                 if f"best_{name}" in stats:
                     stats[f"best_{name}"] = best(stats[f"best_{name}"], stats[name])
-
-    def _metric_names(self) -> list[str]:
-        return [*self.glue_task.metrics, SCORE]
 
     def _worst(self) -> float:
         return -math.inf if self.cfg.maximize_best_checkpoint_metric else math.inf
@@ -368,6 +368,10 @@ def _settle_pooling(cfg: RtGlueConfig, glue_task: GlueTask, from_checkpoint: boo
         training.task.pooling = cfg.pooling
 
 
+def _metric_names(glue_task: GlueTask) -> list[str]:
+    return [*glue_task.metrics, SCORE]
+
+
 def _log_metric(name: str, value: float) -> None:
     if math.isnan(value):
         metrics.log_derived(name, lambda meters: "undefined")
@@ -379,8 +383,8 @@ def check_options(cfg: RtGlueConfig) -> None:
     """Refuse options that cannot be meant.
 
     Raises:
-        UserError: --max-positions leaves no room for a pair; --group-by-length is negative; --layer-lr-decay is no
-            share; or the checkpoint with the lowest score would be kept as the best, which fairseq does without a word.
+        UserError: --max-positions leaves no room for a pair; --group-by-length is negative; or --layer-lr-decay is no
+            share.
     """
     if cfg.max_positions is not None and cfg.max_positions < SMALLEST_MAX_POSITIONS:
         raise UserError(
@@ -395,9 +399,27 @@ def check_options(cfg: RtGlueConfig) -> None:
         raise UserError(
             f"--layer-lr-decay is {cfg.layer_lr_decay:g}, expected more than 0 and at most 1 (one rate for all layers)"
         )
-    higher_is_better = {SCORE, *METRICS} - LOWER_IS_BETTER
-    if cfg.best_checkpoint_metric in higher_is_better and not cfg.maximize_best_checkpoint_metric:
+
+
+def check_best_checkpoint(metric: str, maximize: bool, glue_task: GlueTask) -> None:
+    """Refuse a metric that is not there to choose the best checkpoint by, and the wrong end of it.
+
+    Args:
+        metric, maximize: --best-checkpoint-metric, --maximize-best-checkpoint-metric.
+
+    Raises:
+        UserError: the task has no such metric, which fairseq notices after an epoch, with a KeyError; or the worst
+            checkpoint would be kept as the best, which fairseq does without a word.
+    """
+    names = _metric_names(glue_task)
+    if metric not in (*names, _LOSS):
         raise UserError(
-            f"--best-checkpoint-metric {cfg.best_checkpoint_metric} without --maximize-best-checkpoint-metric would "
-            "keep the worst checkpoint; add that option"
+            f"--best-checkpoint-metric {metric}: {glue_task.name} has no such metric; expected {', '.join(names)} or "
+            f"{_LOSS}"
+        )
+    if maximize != (metric not in LOWER_IS_BETTER | {_LOSS}):
+        found, remedy = ("with", "leave that option out, or name another metric") if maximize else ("without", "add it")
+        raise UserError(
+            f"--best-checkpoint-metric {metric} {found} --maximize-best-checkpoint-metric would keep the worst "
+            f"checkpoint; {remedy}"
         )

@@ -108,7 +108,8 @@ def test_what_is_appended_follows_no_link(precious, tmp_path):
 
 def test_metrics_of_a_fine_tuning_follow_no_link(precious, glue_dir, tmp_path):
     (tmp_path / "dev_metrics.jsonl").symlink_to(precious)
-    task = RtGlueTask.setup_task(RtGlueConfig(data=str(glue_dir / "out" / "QNLI"), best_checkpoint_metric="loss"))
+    best = {"best_checkpoint_metric": "loss", "maximize_best_checkpoint_metric": False}
+    task = RtGlueTask.setup_task(RtGlueConfig(data=str(glue_dir / "out" / "QNLI"), **best))
     task.write_model_folder(str(tmp_path))
     with metrics.aggregate("train"):
         metrics.log_scalar("loss", 1.0)

@@ -389,9 +389,26 @@ class TestBadInput:
         with pytest.raises(UserError, match=r"have \[61, 121, 61\] rows"):
             task_for(tmp_path / "data").load_dataset("valid")
 
-    def test_best_checkpoint_the_wrong_way_round(self, qnli):
+    def test_best_checkpoint_the_wrong_way_round(self, qnli, sts_b):
         with pytest.raises(UserError, match="--maximize-best-checkpoint-metric"):
             task_for(qnli, maximize_best_checkpoint_metric=False)
+        for data, metric in ((qnli, "loss"), (sts_b, "loss"), (sts_b, "rmse")):
+            assert task_for(data, best_checkpoint_metric=metric, maximize_best_checkpoint_metric=False)
+            with pytest.raises(UserError, match=f"--best-checkpoint-metric {metric} with --maximize-best-checkpoint-"):
+                task_for(data, best_checkpoint_metric=metric)
+
+    @pytest.mark.parametrize("maximize", [True, False])
+    @pytest.mark.parametrize("metric", ["acuracy", "valid_accuracy", "pearson", "rmse", "train_loss"])
+    def test_best_checkpoint_by_a_metric_that_is_not_the_tasks(self, qnli, metric, maximize):
+        with pytest.raises(UserError, match=f"{metric}: QNLI has no such metric; expected accuracy, score or loss"):
+            task_for(qnli, best_checkpoint_metric=metric, maximize_best_checkpoint_metric=maximize)
+
+    def test_maximize_alone_is_one_line_under_the_command(self, qnli, tmp_path):
+        """fairseq's default metric is the loss, and with that option it would keep the checkpoint with the highest."""
+        options = [word for word in FINE_TUNING if word not in ("--best-checkpoint-metric", "score")]
+        options += ["--max-update", "1", "--save-dir", tmp_path / "run"]
+        result = run_command("fairseq-train", qnli, *options, ok=False)
+        assert "--best-checkpoint-metric loss with --maximize-best-checkpoint-metric" in user_error(result)
 
     def test_too_few_positions(self, qnli):
         with pytest.raises(UserError, match="--max-positions is 3, expected 6"):
