@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,6 +97,8 @@ def import_folder(folder: Path, out: Path) -> None:
         "extra_state": {},
     }
     configuration.rebuilt(state, folder / _CONFIGURATION)  # what loading would refuse is not written
+    if head and head.glue:
+        _check_task(head, state["cfg"]["task"], folder)
     try:
         forget(out, [BEST_CHECKPOINT, *BESIDE_CHECKPOINTS])  # of what was exported to this folder before
         tokenizer_files = (DICTIONARY_FILE, TOKENIZER_FILE, NORMALIZATION_FILE)
@@ -161,12 +164,52 @@ def _head(values: dict) -> Head | None:
         return None
     if pooling not in POOLINGS:
         raise UserError(f"{_CONFIGURATION}: pooling is {pooling!r}, expected one of {', '.join(POOLINGS)}")
-    names = None
-    if values.get("problem_type") != "regression":
-        names = [labels.get(str(number)) for number in range(len(labels))]
-        if not all(isinstance(name, str) and name.strip() and name.splitlines() == [name] for name in names):
-            raise UserError(f"{_CONFIGURATION}: id2label is {labels}, expected names of the classes 0, 1, ...")
-    return Head(_HEAD, pooling, names, glue)
+    return Head(_HEAD, pooling, _class_names(labels, values.get("problem_type")), glue)
+
+
+def _class_names(labels: dict, problem: str | None) -> list[str] | None:
+    """The names of the classes in order; None for a regression, for which transformers need not write its problem."""
+    if problem not in (None, "regression", "single_label_classification"):
+        raise UserError(
+            f"{_CONFIGURATION}: problem_type is {problem!r}, expected regression or single_label_classification: a "
+            "classifier of fairseq gives a text one label"
+        )
+    if problem == "regression" and len(labels) > 1:
+        raise UserError(f"{_CONFIGURATION}: a regression with {len(labels)} outputs, expected one")
+    if len(labels) == 1:
+        return None
+    names = [labels.get(str(number)) for number in range(len(labels))]
+    if not all(isinstance(name, str) and name.strip() and name.splitlines() == [name] for name in names):
+        raise UserError(f"{_CONFIGURATION}: id2label is {labels}, expected names of the classes 0, 1, ...")
+    return names
+
+
+def _check_task(head: Head, options: dict, folder: Path) -> None:
+    """Refuse a head with other outputs than the task that glue.json would name.
+
+    Args:
+        options: of the task.
+
+    Raises:
+        UserError: as said.
+    """
+    from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
+
+    name = options["_name"]
+    with tempfile.TemporaryDirectory() as place:
+        copy_files([(folder / DICTIONARY_FILE, DICTIONARY_FILE)], place)
+        _write_task(head, Path(place))
+        try:
+            config = TASK_DATACLASS_REGISTRY[name](**{**options, "data": place})
+            agrees = TASK_REGISTRY[name].setup_task(config, from_checkpoint=True).label_names == head.labels
+        except UserError:
+            agrees = False
+    if not agrees:
+        what = f"the classes {', '.join(head.labels)}" if head.labels else "a score"
+        raise UserError(
+            f"{folder}: the model of {_CONFIGURATION} gives {what}, but the task of its rt_glue is "
+            f"{head.glue.get('task')!r}, with other labels; if it was trained on another task, set rt_glue to null"
+        )
 
 
 def _longest(path: Path, positions: int) -> int:

@@ -469,6 +469,50 @@ def test_a_classifier_of_an_unknown_pooling(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_regression_begun_in_transformers(tmp_path):
+    """transformers writes no problem_type for it: one label is a score."""
+    folder = export(write_model_folder(tmp_path / "model", "forward"), tmp_path / "folder", "--precision", "float32")
+    theirs, tokenizer = load(folder, "AutoModelForSequenceClassification", num_labels=1), load_tokenizer(folder)
+    for part in (theirs, tokenizer):
+        part.save_pretrained(tmp_path / "saved")
+    assert not json.loads((tmp_path / "saved" / "config.json").read_text()).get("problem_type")
+    assert main(["import-huggingface", str(tmp_path / "saved"), str(tmp_path / "back")]) == 0
+    ours = RecurrentRobertaModel.from_pretrained(str(tmp_path / "back"))
+    assert ours.task.is_regression and ours.task.label_names is None
+    with torch.no_grad():
+        logits = theirs(**tokenizer("Who won?", return_tensors="pt")).logits
+        found = ours.predict("sentence_classification_head", "Who won?", return_logits=True)
+    torch.testing.assert_close(found, logits, rtol=0, atol=1e-5)
+
+
+THREE = {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+ONE = {"0": "LABEL_0"}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"problem_type": "multi_label_classification"}, "problem_type is 'multi_label_classification', expected"),
+        ({"problem_type": "regression"}, "a regression with 2 outputs, expected one"),
+        ({"id2label": THREE}, "classes LABEL_0, LABEL_1, LABEL_2, but the task of its rt_glue is 'QNLI'"),
+        ({"id2label": ONE}, "a score, but the task of its rt_glue is 'QNLI'"),
+        ({"rt_glue": {"task": "STS-B"}}, "classes entailment, not_entailment, but the task of its rt_glue is 'STS-B'"),
+        (
+            {"rt_glue": {"task": "own", "description": {"texts": ["a"], "labels": ["x", "y", "z"]}}},
+            "its rt_glue is 'own'",
+        ),
+    ],
+)
+def test_heads_that_no_fine_tuning_has(values, words, tmp_path, capsys):
+    model = write_model_folder(tmp_path / "model", "forward", labels=("entailment", "not_entailment"))
+    folder = export(model, tmp_path / "folder")
+    change(**values)(folder)
+    assert main(["import-huggingface", str(folder), str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{folder}" in line and words in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_brought_back_into_a_folder_that_was_used_before(tmp_path):
     """What was there of a classifier with a normalisation, exported with its checksums, is not the new model's."""
     before = write_model_folder(tmp_path / "before", "forward", labels=("entailment", "not_entailment"))
