@@ -322,8 +322,8 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         return self._batched(tokens, lambda batch: self.model(batch, **options)[0], exact)
 
     def _head_positions(self) -> int:
-        """What a fine-tuning allowed, which may be less than the model has positions for."""
-        allowed = self.task.max_positions() if getattr(self.task, "label_names", None) else None
+        """What a fine-tuning, on classes or a score, allowed; it may be less than the model has positions for."""
+        allowed = self.task.max_positions() if hasattr(self.task, "glue_task") else None
         return min(allowed or self.model.max_positions(), self.model.max_positions())
 
     @torch.inference_mode()

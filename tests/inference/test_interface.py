@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from conftest import REPOSITORY, SAMPLE
+from model_folders import write_model_folder
 from rt_plugin import UserError, hub
+from rt_plugin.glue.predictor import Predictor
+from rt_plugin.glue.readers import Example
 from rt_plugin.inference import interface
 from rt_plugin.inference.batches import equal_length_batches
 from rt_plugin.inference.masks import MaskFiller
@@ -252,3 +255,21 @@ def test_documented_where_people_look():
         assert name in text
     for name in ("encode", "decode", "fill_mask", "extract_features", "embed", "score", "classify", "predict"):
         assert len(getattr(hub.RecurrentRobertaHubInterface, name).__doc__) > 80
+
+
+@pytest.mark.parametrize("labels", [(), ("entailment", "not_entailment")], ids=["regression", "classes"])
+def test_predict_cuts_where_fine_tuning_did(labels, tmp_path):
+    """At fewer positions than the model has, the longer text first; as rt-plugin predict-glue does."""
+    folder = write_model_folder(tmp_path / "model", "forward", labels=labels)
+    path = folder / "checkpoint_best.pt"
+    state = torch.load(path, weights_only=False)
+    state["cfg"]["task"]["max_positions"] = 20
+    path.unlink()
+    torch.save(state, path)
+    loaded = hub.from_pretrained(str(folder))
+    pair = ("Snow fell on the hills all day, and on the roads. " * 2, "It was cold.")
+    assert 20 < len(loaded.encode(pair)) < loaded.model.max_positions() == 140
+    with torch.no_grad():
+        found = loaded.predict(HEAD, pair, return_logits=True, truncate=True)[0]
+    expected = Predictor(folder, path.name, 4, cpu=True).outputs([Example(pair, None)])[0]
+    assert (found if labels else 5 * found).tolist() == pytest.approx(expected, abs=1e-5)
