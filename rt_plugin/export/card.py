@@ -5,6 +5,8 @@ Markdown with a YAML head, as the Hugging Face hub reads it. Nothing in it is ma
 
 import argparse
 import json
+import os
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,6 +40,9 @@ EXAMPLES = (
 _LIBRARIES = {"huggingface": "transformers", "onnx": "onnx"}  # that read the formats which this package does not
 _TOPK = 3
 _SPACE = "\u2423"  # a token that is nothing else
+_MANIFEST_FILE = "manifest.json"
+_SHARD = re.compile(r"shard\d+")  # below the folder with the manifest
+_STARTS = (("-m", "rt_plugin.pretrain.process"), ("-m", "rt_plugin", "fairseq", "train"))  # or fairseq-train alone
 _INPUT = {"path", "bytes", "sha256"}  # of an input in manifest.json
 
 
@@ -115,14 +120,30 @@ def _read(file: Path, option: str) -> str:
 
 
 def _manifest(args: argparse.Namespace) -> dict | None:
-    """What prepare-corpus wrote of the training data, where the folder can be found."""
+    """What prepare-corpus wrote of the training data, where the folder can be found, and is of one corpus alone."""
     if args.data:
-        return _json(args.data / "manifest.json")
+        return _json(args.data / _MANIFEST_FILE)
     try:
-        folder = Path(shlex.split((args.model / "command.txt").read_text(encoding="utf-8"))[1])
+        data = _data_of(shlex.split((args.model / "command.txt").read_text(encoding="utf-8")))
     except (OSError, IndexError, ValueError):
         return None
-    return _json(folder / "manifest.json") if (folder / "manifest.json").is_file() else None
+    folders = [Path(name) for name in data.split(os.pathsep)]
+    corpora = {folder.parent if _SHARD.fullmatch(folder.name) else folder for folder in folders}
+    found = next(iter(corpora)) / _MANIFEST_FILE
+    return _json(found) if len(corpora) == 1 and found.is_file() else None
+
+
+def _data_of(words: list[str]) -> str:
+    """The argument DATA of a command that `rt-plugin pretrain` started.
+
+    Raises:
+        IndexError: there is none.
+    """
+    ends = (i + len(start) for start in _STARTS for i in range(len(words)) if tuple(words[i : i + len(start)]) == start)
+    rest = words[next(ends, 1) :]
+    while rest[0].startswith("--"):  # on a CPU, what the launcher sets of several processes, with a value each
+        rest = rest[2:]
+    return rest[0]
 
 
 def _json(path: Path) -> dict:

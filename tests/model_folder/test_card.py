@@ -1,7 +1,10 @@
 """The model card: a head that the Hugging Face hub reads, and nothing in it that is not so."""
 
+import argparse
 import json
 import re
+import shlex
+import shutil
 
 import pytest
 import yaml
@@ -12,6 +15,7 @@ from rt_plugin import hub
 from rt_plugin.__main__ import main
 from rt_plugin.console.files import sha256
 from rt_plugin.export.card import EXAMPLES
+from rt_plugin.pretrain.launch import Devices, launch_command
 
 SHIPPED = sorted((REPOSITORY / "examples" / "checkpoints").glob("*roberta*"))
 
@@ -105,3 +109,51 @@ def test_minimal_pairs_of_another_checkpoint_are_refused(pretrained, tmp_path, c
     (tmp_path / "p" / "settings.json").write_text(json.dumps(settings))
     assert main(["export", str(pretrained), str(tmp_path / "out"), "--minimal-pairs", str(tmp_path / "p")]) == 1
     assert "was measured on another checkpoint than" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return write_model_folder(tmp_path_factory.mktemp("small") / "model", "forward")
+
+
+def started(devices, data):
+    return shlex.join(launch_command(argparse.Namespace(), devices, [str(data), "--task", "rt_masked_lm"]))
+
+
+def write_corpus(folder, name):
+    """What the card reads of a folder of prepare-corpus with two shards."""
+    for shard in ("shard0", "shard1"):
+        (folder / shard).mkdir(parents=True)
+    manifest = {"inputs": {"train": [{"path": f"/somewhere/{name}", "bytes": 12345, "sha256": "ab" * 32}]}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda data: started(Devices("cpu", 1), data),
+        lambda data: started(Devices("cpu", 2), data),
+        lambda data: started(Devices("gpu", 2), data),
+        lambda data: f"/usr/bin/python3 -m rt_plugin fairseq train {data} --task rt_masked_lm",  # from Python 3.14 on
+        lambda data: started(Devices("gpu", 8), f"{data}/shard0:{data}/shard1"),
+    ],
+    ids=["one process", "two on a CPU", "two GPUs", "Python 3.14", "shards"],
+)
+def test_the_data_of_the_training_are_found(command, small, tmp_path):
+    model = shutil.copytree(small, tmp_path / "model")
+    (model / "command.txt").write_text(command(write_corpus(tmp_path / "data", "books.txt")) + "\n")
+    assert main(["export", str(model), str(tmp_path / "out")]) == 0
+    assert f"| train | books.txt | 12,345 | `{'ab' * 8}` |" in read(tmp_path / "out")[1]
+
+
+@pytest.mark.parametrize(
+    "words", ["torchrun -m rt_plugin.pretrain.process", "fairseq-train {0}/a:{0}/b", "fairseq-train"]
+)
+def test_data_that_one_manifest_does_not_describe_are_left_out(words, small, tmp_path):
+    model = shutil.copytree(small, tmp_path / "model")
+    for name in ("a", "b"):
+        write_corpus(tmp_path / name, f"{name}.txt")
+    (model / "command.txt").write_text(words.format(tmp_path))
+    assert main(["export", str(model), str(tmp_path / "out")]) == 0
+    assert "## Data" not in read(tmp_path / "out")[1]
