@@ -305,10 +305,10 @@ def run(args: argparse.Namespace) -> int:
     print(describe(recipe, devices, command), flush=True)
     if args.print_only:
         return 0
-    if args.dry_run:
-        dry_run(args, recipe, command)
-        return 0
     try:
+        if args.dry_run:
+            dry_run(args, recipe, command)
+            return 0
         with handed_on(args.save_dir, f".lock{args.node_rank}", _BUSY) as lock:
             if args.node_rank == 0:
                 with replacing(args.save_dir / "command.txt") as file:
@@ -316,10 +316,17 @@ def run(args: argparse.Namespace) -> int:
             train(command, recipe, args.save_dir, args.node_rank, lock)
         return 0
     except StoppedError as stop:
-        print(f"rt-plugin pretrain: {stop}; the same command resumes", file=sys.stderr, flush=True)
+        then = "starts again" if args.dry_run else "resumes"
+        print(f"rt-plugin pretrain: {stop}; the same command {then}", file=sys.stderr, flush=True)
         return commands.STOPPED
     except OSError as error:
-        raise UserError(f"--save-dir {args.save_dir}: cannot be written ({error.strerror or error})") from None
+        reason = error.strerror or error
+        if args.dry_run:
+            raise UserError(
+                f"--dry-run: cannot write its temporary files ({reason}); make room for them, or name another folder "
+                "with TMPDIR"
+            ) from None
+        raise UserError(f"--save-dir {args.save_dir}: cannot be written ({reason})") from None
 
 
 def describe(recipe: Recipe, devices: Devices, command: list[str]) -> str:

@@ -1,6 +1,7 @@
 """The launcher: options for the devices there are, several processes like one, resuming, dry run, refusals."""
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import json
@@ -191,6 +192,23 @@ def test_dry_run_trains_and_leaves_nothing(data_bin, tmp_path):
     assert last.startswith("dry run: 3 updates of ")
     assert "5,000 updates will take about" in last
     assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_that_a_scheduler_stops_says_so(data_bin, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(sys, "executable", fake_training(tmp_path / "bin", "sleep 1\nkill -TERM $PPID\nexec sleep 60"))
+    assert launch.main([str(data_bin), *SMALL, "--save-dir", str(tmp_path / "run"), "--dry-run"]) == STOPPED
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == "rt-plugin pretrain: stopped before an update was logged; the same command starts again"
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_without_room_for_its_files_is_one_line(data_bin, tmp_path, capsys, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(launch.tempfile, "TemporaryDirectory", full)
+    (line,) = error_of(capsys, data_bin, *SMALL, "--save-dir", tmp_path / "run", "--dry-run").splitlines()
+    assert "--dry-run: cannot write its temporary files (No space left on device)" in line and "--save-dir" not in line
 
 
 def test_error_in_every_process_is_one_line(data_bin, tmp_path):
