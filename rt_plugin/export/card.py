@@ -241,12 +241,13 @@ def _table(state: dict, size: int, digest: str, precision: str) -> str:
     in_bits = (_get(cfg["task"], "_name"), metric) == ("rt_masked_lm", "loss")
     options = [f"{key}: {_get(model, key)}" for key in ("recurrence_direction", "recurrence_step_size")]
     rate = optimization["lr"][0] if isinstance(optimization["lr"], (list, tuple)) else optimization["lr"]
+    updates = state["optimizer_history"][-1]["num_updates"]
     rows = {
         "architecture": f"`{_get(model, 'arch') or _get(model, '_name')}`",
         "options": ", ".join(option.replace("recurrence_", "") for option in options if "None" not in option),
         "parameters": f"{_number_of_parameters(state['model']):,}",
-        "updates": f"{state['optimizer_history'][-1]['num_updates']:,}",
-        "learning rate": f"{rate:g}",
+        "updates": f"{updates:,}" if updates else "",
+        "learning rate": f"{rate:g}" if updates else "",  # of no training here: it would be fairseq's default
         f"validation {metric}": ""
         if value is None
         else f"{value:.3f} (in training{'; bits a masked token' if in_bits else ''})",

@@ -157,3 +157,14 @@ def test_data_that_one_manifest_does_not_describe_are_left_out(words, small, tmp
     (model / "command.txt").write_text(words.format(tmp_path))
     assert main(["export", str(model), str(tmp_path / "out")]) == 0
     assert "## Data" not in read(tmp_path / "out")[1]
+
+
+def test_a_checkpoint_without_a_history_has_no_updates_and_no_rate(small, tmp_path):
+    """One that was brought back from transformers: fairseq's default for the rate is not that of a training."""
+    folders = [str(tmp_path / name) for name in ("folder", "back", "out")]
+    assert main(["export", str(small), folders[0], "--format", "huggingface"]) == 0
+    assert "| updates | 7 |" in read(tmp_path / "folder")[1]
+    assert main(["import-huggingface", *folders[:2]]) == 0
+    assert main(["export", *folders[1:]]) == 0
+    body = read(tmp_path / "out")[1]
+    assert "| parameters |" in body and "| updates |" not in body and "| learning rate |" not in body
