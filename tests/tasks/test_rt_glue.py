@@ -166,7 +166,8 @@ def test_classify_cuts_where_max_positions_said(qnli, pretrained, tmp_path):
 
 def test_half_a_line_of_metrics_takes_no_other_with_it(qnli, tmp_path):
     """A full disk, or a kill, cut off what was written last; the run goes on, and evaluates that epoch again."""
-    task = RtGlueTask.setup_task(RtGlueConfig(data=str(qnli), best_checkpoint_metric="loss"))
+    metric = {"best_checkpoint_metric": "loss", "maximize_best_checkpoint_metric": False}
+    task = RtGlueTask.setup_task(RtGlueConfig(data=str(qnli), **metric))
     task.write_model_folder(str(tmp_path))
     (tmp_path / "dev_metrics.jsonl").write_text('{"split": "valid", "epoch": 1, "upd')
     with metrics.aggregate("train"):
