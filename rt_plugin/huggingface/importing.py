@@ -99,6 +99,8 @@ def import_folder(folder: Path, out: Path) -> None:
     configuration.rebuilt(state, folder / _CONFIGURATION)  # what loading would refuse is not written
     if head and head.glue:
         _check_task(head, state["cfg"]["task"], folder)
+    if head:
+        _check_outputs(head, weights, folder)
     try:
         forget(out, [BEST_CHECKPOINT, *BESIDE_CHECKPOINTS])  # of what was exported to this folder before
         tokenizer_files = (DICTIONARY_FILE, TOKENIZER_FILE, NORMALIZATION_FILE)
@@ -209,6 +211,21 @@ def _check_task(head: Head, options: dict, folder: Path) -> None:
         raise UserError(
             f"{folder}: the model of {_CONFIGURATION} gives {what}, but the task of its rt_glue is "
             f"{head.glue.get('task')!r}, with other labels; if it was trained on another task, set rt_glue to null"
+        )
+
+
+def _check_outputs(head: Head, weights: dict, folder: Path) -> None:
+    """Refuse a head without weights, or with those of other outputs.
+
+    Raises:
+        UserError: as said.
+    """
+    matrix = weights.get(f"classification_heads.{head.name}.out_proj.weight")
+    found, named = 0 if matrix is None else matrix.shape[0], len(head.labels or [None])
+    if found != named:
+        raise UserError(
+            f"{folder}: {_CONFIGURATION} names a classifier of {named} outputs, {_WEIGHTS} holds "
+            f"{f'one of {found}' if found else 'none'}; get both again"
         )
 
 

@@ -183,7 +183,7 @@ FOLDERS = [
     (configuration(auto_map={"AutoConfig": "CODE"}, custom_pipelines={"fill-mask": {"impl": "CODE"}}), None),
     (configuration(architectures=7), "no usable 'architectures'"),
     (configuration(architectures=CLASSIFIER, id2label=["CODE"]), "no usable 'id2label'"),
-    (configuration(architectures=CLASSIFIER, id2label={"0": "a 1\nb"}), "id2label is"),
+    (configuration(architectures=CLASSIFIER, id2label={"0": "a 1\nb", "1": "c"}), "id2label is"),
     (configuration(architectures=CLASSIFIER, rt_glue="CODE"), "no usable 'rt_glue'"),
     (own_code, None),
     (pickle_beside, "no model.safetensors there"),

@@ -447,6 +447,10 @@ def shorten(folder):
         (cut("model.safetensors"), "model.safetensors cannot be read"),
         (shorten, "the model has 16002 tokens, dict.txt with <mask> 16001"),
         (change(model_type="bert"), "config.json is of a 'bert', expected recurrent_roberta or roberta"),
+        (
+            change(architectures=["RobertaForSequenceClassification"]),
+            "names a classifier of 2 outputs, model.safetensors holds none",
+        ),
         (change(hidden_act="gelu_10"), "config.json has no usable 'gelu_10'"),
         (change(layer_norm_eps=1e-12), "config.json says layer_norm_eps 1e-12, fairseq's RoBERTa has 1e-05"),
     ],
@@ -495,6 +499,8 @@ ONE = {"0": "LABEL_0"}
         ({"problem_type": "multi_label_classification"}, "problem_type is 'multi_label_classification', expected"),
         ({"problem_type": "regression"}, "a regression with 2 outputs, expected one"),
         ({"id2label": THREE}, "classes LABEL_0, LABEL_1, LABEL_2, but the task of its rt_glue is 'QNLI'"),
+        ({"id2label": THREE, "rt_glue": None}, "names a classifier of 3 outputs, model.safetensors holds one of 2"),
+        ({"id2label": ONE, "rt_glue": None}, "names a classifier of 1 outputs, model.safetensors holds one of 2"),
         ({"id2label": ONE}, "a score, but the task of its rt_glue is 'QNLI'"),
         ({"rt_glue": {"task": "STS-B"}}, "classes entailment, not_entailment, but the task of its rt_glue is 'STS-B'"),
         (
