@@ -87,7 +87,7 @@ class RecurrentFFN(nn.Module):
         _check_initial_values(recurrence_type, alpha=(alpha, 1.0), beta=(beta, 0.0), beta_spread=(beta_spread, 0.0))
         self.embed_dim = embed_dim
         self.inner_dim = inner_dim
-        self.step_size = step_size
+        self.step_size = int(step_size)  # also of a numpy integer
         self.gate = gate
         self.reverse = reverse
         self.recurrence_type = recurrence_type

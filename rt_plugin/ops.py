@@ -205,10 +205,19 @@ def _native_swish_rnn(
             "swish_rnn: the compiled op has no forward-mode derivatives; use impl='reference' for them"
         ) from error
     except RuntimeError as error:
-        _, found, words = str(error).partition("swish_rnn: the memory of")  # seen by the kernels alone
-        if found:
-            raise UserError(found + words.splitlines()[0]) from error
+        for beginning, remedy in _SEEN_BY_KERNELS.items():
+            _, found, words = str(error).partition(beginning)
+            if found:
+                raise UserError(found + words.splitlines()[0] + remedy) from error
         raise
+
+
+# what the kernels alone see: how their message begins -> what to do
+_SEEN_BY_KERNELS = {
+    "swish_rnn: the memory of": "",
+    "swish_rnn: the CUDA kernel did not start": "; if no kernel image is for this GPU, build the operation with its "
+    "number in TORCH_CUDA_ARCH_LIST (docs/op.md), or use impl='reference'",
+}
 
 
 @functools.cache

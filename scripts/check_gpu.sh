@@ -119,7 +119,7 @@ run() {
   [ -n "$dry" ] || nvcc --version | tail -n 2
   part build build
   shown backends "$python" -m rt_plugin backends "${required[@]}"
-  part tests "$python" -m pytest -q tests/test_ops.py "${tests[@]}"
+  part tests "$python" -m pytest -q tests/test_ops.py tests/inference/test_interface.py "${tests[@]}"
   memory_checks
   shown benchmark_op measure_op
   shown tune "$python" scripts/tune_cuda.py "${tune[@]}" --out "$out"

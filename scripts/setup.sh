@@ -94,13 +94,18 @@ remove_broken_torchaudio() {
   "$python" -m pip uninstall --disable-pip-version-check --yes torchaudio >>"$log" 2>&1 || true
 }
 
-# Changes when the environment has to be set up again: another checkout, dependencies, set-up or compiled sources.
+# Changes when the environment has to be set up again: another checkout, dependencies, set-up, compiled sources, or what
+# they are compiled with and for; and when what was compiled is gone.
 fingerprint() {
   {
     echo "$root"
     "$python" -V
     cat "$root/pyproject.toml" "$root/setup.py" "${BASH_SOURCE[0]}"
     find "$root/rt_plugin" -path '*/csrc/*' -type f -exec cksum {} + | sort
+    installed_version torch
+    command -v c++ g++ clang++ nvcc || true
+    echo "${CUDA_HOME-} ${TORCH_CUDA_ARCH_LIST-} ${RT_BUILD_CPU-} ${RT_BUILD_CUDA-}"
+    find "$root/rt_plugin" -maxdepth 1 -name '*.so' | sort
   } | cksum
 }
 

@@ -3,11 +3,12 @@
 import subprocess
 import sys
 
+import numpy
 import pytest
 import torch
 
 from conftest import REPOSITORY
-from rt_plugin import UserError
+from rt_plugin import UserError, reference
 from rt_plugin.modules import RecurrentFFN, default_inner_dim
 
 # Runs with fairseq made unfindable, as on a machine that does not have it.
@@ -160,3 +161,15 @@ def test_works_without_fairseq_and_imports_nothing_but_torch():
         [sys.executable, "-c", WITHOUT_FAIRSEQ], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
     )
     assert result.stdout.strip() == "(5, 2, 16)", result.stderr
+
+
+def test_a_numpy_integer_is_a_step_size():
+    block = RecurrentFFN(8, step_size=numpy.int64(2))
+    assert block(torch.randn(5, 2, 8)).shape == (5, 2, 8) and type(block.step_size) is int
+
+
+@pytest.mark.parametrize("step_size", [5, 2**40, 2**62])
+def test_a_short_convolution_beyond_the_length_sees_the_position_alone(step_size):
+    x1, weight = torch.randn(4, 2, 3), torch.randn(4, 3)
+    for reverse in (False, True):
+        torch.testing.assert_close(reference.short_convolution(x1, weight, step_size, reverse), x1 * weight[0])

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import (
     CASES,
+    CHAIN_CASES,
     DTYPES,
     GATES,
     TOLERANCES,
@@ -88,7 +89,7 @@ def test_output_and_gradients_are_those_of_the_reference(case, dtype, device, po
 
 @pytest.mark.parametrize("offset", (0, 1))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", WIDE_CASES, ids=str)
+@pytest.mark.parametrize("case", (*WIDE_CASES, *CHAIN_CASES), ids=str)
 def test_wide_tensors_aligned_for_vectors_and_not(case, dtype, offset, device, poisoned_memory):
     """`offset`: how many elements behind the start of their memory x12, dh and the saved state begin."""
 
@@ -442,11 +443,30 @@ def test_bad_inputs_are_user_errors(wrong, message, impl, cpu):
         ops.swish_rnn(**arguments, impl=impl)
 
 
+@pytest.mark.parametrize("step_size", [6, 3 * 2**60, 2**63 - 1])
 @pytest.mark.parametrize("impl", ops.IMPLEMENTATIONS)
-def test_the_largest_step_size_is_no_recurrence(impl, cpu):
+def test_a_step_size_beyond_the_length_is_no_recurrence(impl, step_size, cpu):
+    """Forward and backward, also where a multiple of it is more than 64 bits hold."""
+    x12, parameters, dh = make_inputs(5, 2, 16, torch.float32)
+
+    def results(k):
+        leaves = [t.clone().requires_grad_() for t in (x12, *parameters)]
+        h = ops.swish_rnn(*leaves, step_size=k, impl=impl)
+        return h.detach(), *torch.autograd.grad(h, leaves, dh)
+
+    for found, expected in zip(results(step_size), results(5), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_kernel_that_does_not_start_says_what_to_do(cpu, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("swish_rnn: the CUDA kernel did not start: no kernel image is available\nand a trace")
+
+    monkeypatch.setattr(ops, "_may_be_differentiated", lambda: False)
+    monkeypatch.setattr(torch.ops.rt_plugin, "swish_rnn_forward", fail)
     x12, parameters, _ = make_inputs(4, 2, 6, torch.float32)
-    expected = ops.swish_rnn(x12, *parameters, step_size=4, impl=impl)
-    assert torch.equal(ops.swish_rnn(x12, *parameters, step_size=2**63 - 1, impl=impl), expected)
+    with torch.no_grad(), pytest.raises(UserError, match=r"no kernel image is available; .* TORCH_CUDA_ARCH_LIST"):
+        ops.swish_rnn(x12, *parameters, impl="native")
 
 
 def test_tensors_of_several_devices_are_refused_by_the_op_itself(cpu):

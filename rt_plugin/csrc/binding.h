@@ -79,7 +79,7 @@ struct Arguments {
     problem.length = input.size(0);
     problem.batch = input.size(1);
     problem.width = input.size(2) / 2;
-    problem.step_size = step_size;
+    problem.step_size = smaller(step_size, larger(1, problem.length));  // beyond that all are alike
     problem.dtype = dtype_of(input, "x12");
     problem.gate = gate_of(gate);
     problem.reverse = reverse;

@@ -91,8 +91,10 @@ void widen_all(const void* data, int64_t count, A* out) {
 }
 
 // Rows that are used side by side must not lie a multiple of 4 KB apart, or they compete for the same lines of the
-// first-level cache: this many elements from one to the next.
-int64_t padded(int64_t width) { return ceil_div(width, 1024) * 1024 + 80; }
+// first-level cache: this many elements from one to the next. Few for a narrow block, since each batch row has four.
+int64_t padded(int64_t width) {
+  return width < 1024 ? ceil_div(width, 64) * 64 + 16 : ceil_div(width, 1024) * 1024 + 80;
+}
 
 // The four parameters in the type of calculation, `stride` apart.
 template <typename A>
