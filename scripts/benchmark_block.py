@@ -197,11 +197,12 @@ def step_candidates(args, width: int, dtype: torch.dtype) -> dict:
 
 
 def measure(args, what: str, width: int, dtype_name: str, candidates: dict, machine: str) -> list[dict]:
-    """One row per candidate; `ratio` is to the first one."""
+    """One row per candidate; `ratio` is to the first one, and empty where that fails."""
+    first = next(iter(candidates), None)
     candidates = drop_failing(candidates, what)
     watch = Stopwatch(args.device, args.clock, head_start=what == "block")
     times = interleaved(candidates, watch, args.seconds, args.rounds)
-    base = statistics.median(next(iter(times.values())))
+    base = statistics.median(times[first]) if first in times else None
     rows = []
     for name, samples in times.items():
         median = statistics.median(samples)
@@ -218,7 +219,7 @@ def measure(args, what: str, width: int, dtype_name: str, candidates: dict, mach
                 "median_ms": round(median, 2),
                 "low_ms": round(min(samples), 2),
                 "high_ms": round(max(samples), 2),
-                "ratio": round(median / base, 3),
+                "ratio": round(median / base, 3) if base else "",
                 "tokens_per_s": round(args.length * args.batch / median * 1e3),
                 "saved_mib": saved,
                 "peak_mib": peak,
@@ -232,7 +233,7 @@ def plot(rows: list[dict], file: Path, title: str) -> None:
     pyplot = import_pyplot()
     if pyplot is None:
         return
-    shown = [r for r in rows if "plain PyTorch" not in r["candidate"]]
+    shown = [r for r in rows if "plain PyTorch" not in r["candidate"] and r["ratio"]]
     labels = [f"{r['what']}, d={r['width']}, {r['dtype']}: {r['candidate']}" for r in shown]
     figure, axes = pyplot.subplots(figsize=(9, 1 + 0.28 * len(shown)), layout="constrained")
     axes.barh(labels, [r["ratio"] for r in shown])
