@@ -59,6 +59,7 @@ class RtMaskedLMCriterion(FairseqCriterion):
             for key in ("loss", "ncorrect", "ntokens", "sample_size")
         )
         if not masked:  # an update whose batches hold no masked token, or a process with only padding batches
+            metrics.log_scalar("loss", 0.0, 0, round=3)  # counts nothing; without it fairseq logs -1, which counts
             return
         metrics.log_scalar("loss", loss / masked / math.log(2), masked, round=3)
         metrics.log_scalar("accuracy", 100 * correct / masked, masked, round=2)

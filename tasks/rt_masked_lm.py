@@ -286,6 +286,18 @@ class RtMaskedLMTask(WithCompanions, MaskedLMTask):
             self.dataset_to_epoch_iter[dataset] = iterator
         return iterator
 
+    def post_validate(self, model, stats: dict, agg) -> None:
+        """Called by fairseq-train after every validation, before its loss is compared with the best.
+
+        Raises:
+            UserError: there is no loss, since no token was masked.
+        """
+        if "loss" in agg and not agg["loss"].count:
+            raise UserError(
+                "no token of the validation text is masked, so it has no loss; give a longer text as --valid-subset, "
+                f"raise --mask-prob ({self.cfg.mask_prob:g}), or leave validation out with --disable-validation"
+            )
+
     def _iterator_of_stored(
         self, dataset: MaskedSplit, limits: tuple, buffer_size: int, ahead: bool, order: dict
     ) -> BatchIterator:

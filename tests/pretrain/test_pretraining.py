@@ -17,6 +17,8 @@ from fairseq.data import BaseWrapperDataset
 from fairseq.logging import metrics
 
 from conftest import ENVIRONMENT, REPOSITORY, TRAINING, run_command, run_two, user_error
+from rt_plugin.criterions.rt_masked_lm import RtMaskedLMCriterion
+from rt_plugin.errors import UserError
 from rt_plugin.tasks.rt_masked_lm import SplitSentencesDataset
 from warm import command_words
 
@@ -112,6 +114,26 @@ def test_validation_has_the_loss_of_mask_tokens_alone_beside(pretrained, data_bi
     assert values["mask_ppl"] == pytest.approx(2**mean, rel=1e-2)
     criterion.train()
     assert criterion(model, sample)[2].keys() == log.keys() - {"mask_loss", "mask_tokens"}  # costs nothing there
+
+
+def test_a_batch_without_masked_tokens_leaves_the_loss_as_it_is():
+    """fairseq would log a loss of -1 in its place, with the weight of a masked token."""
+    nothing = {"loss": 0, "ncorrect": 0, "ntokens": 3, "nsentences": 1, "sample_size": 0}
+    full = {"loss": 8 * math.log(2), "ncorrect": 1, "ntokens": 20, "nsentences": 1, "sample_size": 4}
+    for logs in ([nothing, full], [full, nothing]):
+        with metrics.aggregate(new_root=True) as logged_values:
+            for log in logs:
+                with metrics.aggregate() as of_one_batch:
+                    RtMaskedLMCriterion.reduce_metrics([log])
+                assert "loss" in of_one_batch
+        values = logged_values.get_smoothed_values()
+        assert (values["loss"], values["ppl"]) == (2, 4)
+
+
+def test_a_validation_without_masked_tokens_is_refused(train_here):
+    """It would be the best one for ever."""
+    with pytest.raises(UserError, match="no token of the validation text is masked, so it has no loss; give a longer"):
+        train_here("--mask-prob", "1e-9", "--max-update", "1", validate=True)
 
 
 def test_validate_command_with_two_processes(pretrained, data_bin):
