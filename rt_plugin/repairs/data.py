@@ -9,6 +9,12 @@ from fairseq.data.iterators import EpochBatchIterator
 from rt_plugin.errors import UserError
 from rt_plugin.repairs.registry import Patches, repair
 
+# fairseq counts epochs from 1 again, whatever epoch the checkpoint was in
+_BEGIN_AGAIN = (
+    "begin again at epoch 1 with --reset-dataloader, for one start: order and masks of epoch 1 come once more, and "
+    "shards from the first one on"
+)
+
 
 @repair(
     patches=[
@@ -55,7 +61,7 @@ def _batches_of_each_process(state: dict, iterator: EpochBatchIterator) -> int:
             f"the checkpoint was saved within an epoch, after {batches:,} of {state['batches'][0]:,} batches; with the "
             f"options and data of now there are {len(iterator.frozen_batches):,} others, and data would be lost and "
             "repeated; give the options of that training, --max-tokens, --batch-size and --seed among them "
-            "(rt-plugin pretrain: --tokens-per-device, --processes), or begin the epoch again with --reset-dataloader"
+            f"(rt-plugin pretrain: --tokens-per-device, --processes), or {_BEGIN_AGAIN}"
         )
     if before != now and batches and (batches % now or iterator.grouped_shuffling):
         usable = [str(n) for n in range(1, max(before, now) + 1) if batches % n == 0]
@@ -63,7 +69,6 @@ def _batches_of_each_process(state: dict, iterator: EpochBatchIterator) -> int:
         raise UserError(
             f"the checkpoint was saved within an epoch, after {batches} batches on {before} processes; {now} processes "
             f"cannot go on there without losing or repeating data ({why}); resume with "
-            f"{before if iterator.grouped_shuffling else ' or '.join(usable)} of them, or begin the epoch again with "
-            "--reset-dataloader"
+            f"{before if iterator.grouped_shuffling else ' or '.join(usable)} of them, or {_BEGIN_AGAIN}"
         )
     return batches // now

@@ -60,7 +60,7 @@ def test_other_batches_within_an_epoch_are_refused(change):
         if sorted(read + rest) != list(range(48)):
             raise AssertionError("lost or repeated")
 
-    with pytest.raises(UserError, match="give the options of that training, .* or begin the epoch again"):
+    with pytest.raises(UserError, match="give the options of that training, .* or begin again at epoch 1"):
         resume()
     with registry.without("process_count_on_resume"), pytest.raises(AssertionError, match="lost or repeated"):
         resume()
@@ -70,7 +70,7 @@ def test_other_batches_within_an_epoch_are_refused(change):
 
 def test_process_count_without_a_place_to_go_on_is_refused():
     _, states = read_numbers(1, 3)
-    with pytest.raises(UserError, match=r"after 3 batches on 1 processes; 2 processes .* resume with 1 of them"):
+    with pytest.raises(UserError, match=r"after 3 batches on 1 processes; 2 .* resume with 1 of them, or begin again"):
         read_numbers(2, states=states)
     _, states = read_numbers(2, 2, grouped_shuffling=True)
     with pytest.raises(UserError, match=r"with --grouped-shuffling\); resume with 2 of them"):
