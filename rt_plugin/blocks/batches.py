@@ -89,7 +89,7 @@ def make_batches(sizes: np.ndarray, options: BatchOptions) -> dict[str, np.ndarr
     """order: the blocks of all batches in a row; offsets: (batches + 1,) where each batch begins in `order`.
 
     Raises:
-        UserError: a block is too long and must not be left out.
+        UserError: a block is too long and must not be left out, or longer than a batch may be.
     """
     order = order_by_size(sizes, options.seed)
     if options.max_positions is not None:
@@ -100,6 +100,12 @@ def make_batches(sizes: np.ndarray, options: BatchOptions) -> dict[str, np.ndarr
                 "--tokens-per-sample, or leave such blocks out with --skip-invalid-size-inputs-valid-test"
             )
         order = order[fits]
+    longest = sizes[order[-1]] if len(order) else 0  # they are in the order of their sizes
+    if options.max_tokens is not None and longest > options.max_tokens:
+        raise UserError(
+            f"a block has {longest} tokens, more than the {options.max_tokens} of a batch; raise --max-tokens "
+            "(of validation: --max-tokens-valid), or lower --tokens-per-sample"
+        )
     batches = data_utils.batch_by_size(
         order,
         num_tokens_fn=None,

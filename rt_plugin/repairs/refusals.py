@@ -88,7 +88,7 @@ def _refuse_useless_launch(cfg) -> None:
 )
 def options_out_of_range(patches: Patches) -> None:
     """Options that cannot be meant (`--lr nan`, `--dropout 2`, `--encoder-layers 0`, `--tokens-per-sample` above
-    `--max-positions`) train nothing, or something else, or end in a traceback.
+    `--max-positions` or `--max-tokens`) train nothing, or something else, or end in a traceback.
 
     The table of ranges is `rt_plugin.console.options.ALLOWED`. The last place is fairseq-hydra-train's, as above; the
     first is before fairseq stumbles itself over two precisions, or over the options of another family of models.
@@ -134,11 +134,20 @@ def _refuse_values(cfg) -> None:
         raise UserError(_TWO_PRECISIONS)
     task, model = _group(cfg, "task"), _group(cfg, "model")
     length, positions = task.get("tokens_per_sample"), model.get("max_positions")
-    if task.get("_name") == "rt_masked_lm" and length and positions and length > positions:
+    if task.get("_name") != "rt_masked_lm" or not model or not length:
+        return  # fairseq-validate has no model here, and takes the length from the checkpoint
+    if positions and length > positions:
         raise UserError(
             f"--tokens-per-sample {length} is more than the {positions} positions of the model: longer blocks would be "
             f"left out; use --max-positions {length}, or --tokens-per-sample {positions}"
         )
+    for name in ("max_tokens", "max_tokens_valid"):
+        tokens, option = _group(cfg, "dataset").get(name), f"--{name.replace('_', '-')}"
+        if isinstance(tokens, int) and length > tokens:  # the second may be a reference to the first
+            raise UserError(
+                f"--tokens-per-sample {length} is more than {option} {tokens}: longer blocks would be left out, or end "
+                f"the training; use {option} {length}, or --tokens-per-sample {tokens}"
+            )
 
 
 def _refuse_training(cfg) -> None:

@@ -188,6 +188,14 @@ def test_blocks_longer_than_the_model_takes(data):
         batch_iterator(make_task(data, sample_break_mode="none"), max_positions=2)
 
 
+def test_blocks_longer_than_a_batch(data):
+    message = "a block has 32 tokens, more than the 20 of a batch; raise --max-tokens .*or lower --tokens-per-sample"
+    with pytest.raises(UserError, match=message):
+        batch_iterator(make_task(data), max_tokens=20)
+    assert len(batch_iterator(make_task(data), max_tokens=32)) > 3
+    assert len(batch_iterator(make_task(data), max_tokens=20, max_positions=20)) > 3  # they are left out
+
+
 def test_data_without_a_block_are_named(tmp_path):
     folder = write_split(tmp_path / "data", "train", np.ones(5, np.int32))
     with pytest.raises(UserError, match="no block of text"):

@@ -23,6 +23,8 @@ BAD = [
     (("--max-tokens", "-5"), "--max-tokens -5: expected a whole number, 1 or above"),
     (("--num-workers", "1000"), "--num-workers 1000: expected a number from 0 to "),
     (("--max-positions", "40"), "--tokens-per-sample 48 is more than the 40 positions of the model"),
+    (("--max-tokens", "40"), "--tokens-per-sample 48 is more than --max-tokens 40: longer blocks would be left out"),
+    (("--max-tokens-valid", "40"), "--tokens-per-sample 48 is more than --max-tokens-valid 40: longer blocks"),
     (("--dropout", "-1"), "--dropout -1: expected a share from 0 to below 1"),
     (("--attention-dropout", "2"), "--attention-dropout 2: expected a share from 0 to below 1"),
     (("--clip-norm", "nan"), "--clip-norm nan: expected a number, 0 or above"),
