@@ -9,6 +9,8 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from torch.nn import functional as F
 
+from rt_plugin.errors import UserError
+
 
 @register_criterion("rt_masked_lm", dataclass=FairseqDataclass)
 class RtMaskedLMCriterion(FairseqCriterion):
@@ -18,10 +20,19 @@ class RtMaskedLMCriterion(FairseqCriterion):
     `accuracy` (per cent of masked tokens whose most probable token is right), `masked` (per cent of tokens masked).
     "Masked" are all that are to be guessed, a tenth of which stay as they are, and a tenth become random tokens. In
     validation, `mask_loss` and `mask_ppl` are of those that `<mask>` stands for.
+
+    Args:
+        cfg: has no options.
+        task: an `RtMaskedLMTask`, or another that masks.
+
+    Raises:
+        UserError: the task masks nothing.
     """
 
     def __init__(self, cfg: FairseqDataclass, task):
         super().__init__(task)
+        if not hasattr(task, "mask_idx"):
+            raise UserError(f"--criterion rt_masked_lm goes with --task rt_masked_lm, found {type(task).__name__}")
         self.mask_idx = task.mask_idx
 
     def forward(self, model, sample, reduce=True):

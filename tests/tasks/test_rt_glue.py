@@ -335,6 +335,10 @@ class TestBadInput:
         with pytest.raises(UserError, match=r"--glue-task RTE, but .*glue.json says QNLI"):
             task_for(qnli, glue_task="RTE")
 
+    def test_criterion_of_pretraining(self, qnli):
+        with pytest.raises(UserError, match="rt_masked_lm goes with --task rt_masked_lm, found RtGlueTask"):
+            task_for(qnli).build_criterion("rt_masked_lm")
+
     def test_unknown_task(self, qnli, tmp_path):
         shutil.copytree(qnli, tmp_path / "data")
         (tmp_path / "data" / "glue.json").write_text('{"task": "SQuAD"}')
