@@ -27,6 +27,7 @@ def most_workers() -> int:
 _POSITIVE = Allowed(lambda x: 0 < x < math.inf, "a number above 0")
 _NOT_NEGATIVE = Allowed(lambda x: 0 <= x < math.inf, "a number, 0 or above")
 _COUNT = Allowed(lambda x: x >= 1, "a whole number, 1 or above")
+_LENGTH = Allowed(lambda x: x >= 4, "a whole number, 4 or above")  # <s>, and 3 tokens that a long sentence is cut into
 _SHARE = Allowed(lambda x: 0 <= x < 1, "a share from 0 to below 1")
 _WORKERS = Allowed(lambda x: 0 <= x <= most_workers(), f"a number from 0 to {most_workers()} on this machine")
 _SEED = Allowed(lambda x: 0 <= x < 2**32, "a whole number from 0 to 4294967295")
@@ -39,7 +40,8 @@ ALLOWED: dict[str, Allowed] = {
     **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "pooler_dropout"), _SHARE),
     **dict.fromkeys(("encoder_layerdrop", "quant_noise_pq"), _SHARE),
     **dict.fromkeys(("encoder_layers", "encoder_embed_dim", "encoder_ffn_embed_dim"), _COUNT),
-    **dict.fromkeys(("encoder_attention_heads", "max_positions", "tokens_per_sample"), _COUNT),
+    **dict.fromkeys(("encoder_attention_heads", "max_positions"), _COUNT),
+    "tokens_per_sample": _LENGTH,
     **dict.fromkeys(("num_workers", "workers"), _WORKERS),
     **dict.fromkeys(("seed", "seeds"), _SEED),
 }

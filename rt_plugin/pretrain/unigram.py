@@ -17,13 +17,19 @@ import numpy as np
 
 from rt_plugin.console import commands
 from rt_plugin.console.files import writing
+from rt_plugin.console.options import check_values
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = commands.parser("unigram", __doc__)
     parser.add_argument("data", help="folder written by fairseq-preprocess, with the splits train and valid")
     parser.add_argument("--tokens-per-sample", type=int, default=512, help="as in pretraining (default: %(default)s)")
-    parser.add_argument("--sample-break-mode", default="none", help="as in pretraining (default: %(default)s)")
+    parser.add_argument(
+        "--sample-break-mode",
+        choices=("none", "complete", "complete_doc", "eos"),
+        default="none",
+        help="as in pretraining (default: %(default)s)",
+    )
     parser.add_argument("--out", help="JSON file to write")
     return parser.parse_args(argv)
 
@@ -47,8 +53,9 @@ def measure(args: argparse.Namespace) -> None:
     """Print and write what the command line asks for.
 
     Raises:
-        UserError: the data are missing or broken.
+        UserError: the data are missing or broken, or the length of a block cannot be meant.
     """
+    check_values({"tokens_per_sample": args.tokens_per_sample})
     from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 
     logging.disable(logging.INFO)  # the output is one line of JSON

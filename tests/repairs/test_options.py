@@ -12,7 +12,7 @@ from conftest import ENVIRONMENT, REPOSITORY, TRAINING, run_command, user_error
 from rt_plugin import UserError
 from rt_plugin.corpus import prepare
 from rt_plugin.glue import finetune
-from rt_plugin.pretrain import launch
+from rt_plugin.pretrain import launch, unigram
 from warm import command_words
 
 BAD = [
@@ -23,6 +23,7 @@ BAD = [
     (("--max-tokens", "-5"), "--max-tokens -5: expected a whole number, 1 or above"),
     (("--num-workers", "1000"), "--num-workers 1000: expected a number from 0 to "),
     (("--max-positions", "40"), "--tokens-per-sample 48 is more than the 40 positions of the model"),
+    (("--tokens-per-sample", "3"), "--tokens-per-sample 3: expected a whole number, 4 or above"),
     (("--max-tokens", "40"), "--tokens-per-sample 48 is more than --max-tokens 40: longer blocks would be left out"),
     (("--max-tokens-valid", "40"), "--tokens-per-sample 48 is more than --max-tokens-valid 40: longer blocks"),
     (("--dropout", "-1"), "--dropout -1: expected a share from 0 to below 1"),
@@ -125,6 +126,7 @@ def test_verbs_refuse_the_same_values(tmp_path, capsys):
         (finetune.main, (*sweep, "--lr", "1e-3", "nan"), "--lr nan: expected a number above 0"),
         (finetune.main, (*sweep, "--lr", "-1"), "--lr -1: expected a number above 0"),
         (finetune.main, (*sweep, "--seeds", "-1"), "--seeds -1: expected a whole number from 0"),
+        (unigram.main, ("data", "--tokens-per-sample", "1"), "--tokens-per-sample 1: expected a whole number, 4 or"),
         (prepare.main, (*corpus, "--workers", "1000"), "--workers 1000: expected a number from 0 to "),
     ):
         assert main([str(word) for word in words]) == 1, words
