@@ -1,9 +1,9 @@
 """The perplexity of a data set's validation text under a unigram model: what is reached by knowing word counts only.
 
 The same blocks as in pretraining and the same tokens: all that can be masked, which <s>, </s> and <pad> cannot.
-Probabilities come from counts over the training blocks, plus one for each symbol that can be masked; perplexity is 2 to
-the mean negative base-2 logarithm over those tokens of the validation blocks. Prints (and with --out writes) one JSON
-object.
+Probabilities come from counts over the training blocks of all folders, plus one for each symbol that can be masked;
+perplexity is 2 to the mean negative base-2 logarithm over those tokens of the validation blocks. Prints (and with --out
+writes) one JSON object.
 
 Example: rt-plugin unigram runs/quickstart-tiny/data-bin --tokens-per-sample 128
 """
@@ -22,7 +22,10 @@ from rt_plugin.console.options import check_values
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = commands.parser("unigram", __doc__)
-    parser.add_argument("data", help="folder written by fairseq-preprocess, with the splits train and valid")
+    parser.add_argument(
+        "data",
+        help="folder written by fairseq-preprocess, or several joined by colons: train in each, valid in the first",
+    )
     parser.add_argument("--tokens-per-sample", type=int, default=512, help="as in pretraining (default: %(default)s)")
     parser.add_argument(
         "--sample-break-mode",
@@ -34,12 +37,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def token_counts(task, split: str) -> np.ndarray:
-    """(symbols,) int64: how often each symbol that can be masked occurs in a split of an rt_masked_lm task."""
+def token_counts(task, split: str, shards: int = 1) -> np.ndarray:
+    """(symbols,) int64: how often each symbol that can be masked occurs in a split of an rt_masked_lm task.
+
+    Args:
+        shards: the folders that the split is spread over, of which every epoch reads one.
+    """
     dictionary = task.source_dictionary
     counts = np.zeros(len(dictionary), dtype=np.int64)
-    for block in task._load_dataset_split(split, epoch=1, combine=False):
-        counts += np.bincount(block.numpy(), minlength=len(counts))
+    for epoch in range(1, shards + 1):
+        for block in task._load_dataset_split(split, epoch=epoch, combine=False):
+            counts += np.bincount(block.numpy(), minlength=len(counts))
     return np.delete(counts, [dictionary.bos(), dictionary.pad(), dictionary.eos()])
 
 
@@ -56,13 +64,15 @@ def measure(args: argparse.Namespace) -> None:
         UserError: the data are missing or broken, or the length of a block cannot be meant.
     """
     check_values({"tokens_per_sample": args.tokens_per_sample})
+    from fairseq import utils
     from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 
     logging.disable(logging.INFO)  # the output is one line of JSON
     name = "rt_masked_lm"
     options = {"tokens_per_sample": args.tokens_per_sample, "sample_break_mode": args.sample_break_mode}
     task = TASK_REGISTRY[name].setup_task(TASK_DATACLASS_REGISTRY[name](data=args.data, **options))
-    train, valid = (token_counts(task, split) for split in ("train", "valid"))
+    train = token_counts(task, "train", shards=len(utils.split_paths(args.data)))
+    valid = token_counts(task, "valid")  # of the first folder, as in pretraining
     bits = unigram_bits(train, valid)
     result = {
         "unigram_bits": bits,
