@@ -14,6 +14,7 @@ from rt_plugin.blocks.batches import BatchOptions, load_batches
 from rt_plugin.blocks.dataset import BlockDataset, BlockOptions, TokenFiles
 from rt_plugin.blocks.stored import path_of
 from rt_plugin.blocks.verified import check_split
+from rt_plugin.console.processes import is_first_of_machine
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Ahead:
         """
         if self._process is not None and self._process.poll() is None:
             return
-        if int(os.environ.get("LOCAL_RANK", 0)) or not TokenFiles.are_there(prefix):  # one process of a node is enough
+        if not is_first_of_machine() or not TokenFiles.are_there(prefix):  # one process of a node is enough
             return
         key = batches.key(blocks.key(TokenFiles(prefix)))
         if path_of(folder, f"{prefix.name}.batches", key).exists() or not _can_be_written(folder):

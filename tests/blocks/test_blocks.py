@@ -229,6 +229,18 @@ def test_the_next_shard_is_worked_out_while_this_one_trains(shards):
     assert len(list(iterator.next_epoch_itr())) == len(iterator) > 3
 
 
+def test_of_the_processes_of_a_machine_one_works_ahead(shards, monkeypatch):
+    """Those that fairseq spawns itself have no LOCAL_RANK: the group that they form tells which is first."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for rank, first in ((1, False), (3, False), (2, True)):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        task = make_task(*shards)
+        batch_iterator(task, epoch=1, disable_iterator_cache=True)
+        assert (task._ahead._process is not None) == first, rank
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_shards_that_were_read_are_released(workers, shards, monkeypatch):
     """Without the help of the garbage collector, which may come by hours later."""
