@@ -48,7 +48,12 @@ def _held_file(target: Path) -> tuple[Path, int]:
     while True:
         partial = temporary_name(target)
         descriptor = os.open(partial, _NEW_FILE, 0o666)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: nobody could tell later that the file is left over
+            os.close(descriptor)
+            partial.unlink(missing_ok=True)
+            raise
         if os.fstat(descriptor).st_nlink:  # else another process took it for one that was left over, just before
             return partial, descriptor
         os.close(descriptor)
@@ -64,7 +69,8 @@ def _remove_left_over(target: Path) -> None:
     """Remove the temporary files of processes that were killed: nobody holds them any more."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 16}.tmp"):
         with contextlib.suppress(OSError):
-            held = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            # for writing: NFS locks nothing else against others
+            held = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()

@@ -1,5 +1,7 @@
 """Names that can be guessed, with a link to somebody's file in their place: nothing is written through it."""
 
+import errno
+import fcntl
 import functools
 import os
 
@@ -82,6 +84,30 @@ def test_what_killed_processes_left_is_removed(tmp_path):
         held.write(b"second")
     assert {*tmp_path.iterdir()} == {tmp_path / "file", other}
     assert (tmp_path / "file").read_text() == "second"
+
+
+def test_what_killed_processes_left_is_removed_on_nfs(tmp_path, monkeypatch):
+    """It locks a file for one process alone only where that one may write to it."""
+    flock = fcntl.flock
+
+    def flock_of_nfs(descriptor, operation):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
+    temporary_name(tmp_path / "file").touch()
+    with replacing(tmp_path / "file") as file:
+        file.write(b"x")
+    assert [*tmp_path.iterdir()] == [tmp_path / "file"]
+
+
+def test_nothing_is_left_where_files_cannot_be_locked(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+    opened = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="No locks"), replacing(tmp_path / "file"):
+        pass
+    assert not [*tmp_path.iterdir()] and len(os.listdir("/proc/self/fd")) == opened
 
 
 def refused(write, path) -> None:
