@@ -115,8 +115,11 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     What a killed process leaves, `.<target>.partial`, is removed by the next attempt.
 
     Raises:
+        UserError: the target is a symbolic link: a folder in its place would leave what it points to as it was.
         OSError: the folder cannot be written.
     """
+    if target.is_symlink():
+        raise UserError(f"{target}: is a symbolic link, expected a folder or nothing; remove it, or name that folder")
     partial, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -10,7 +10,7 @@ from fairseq.file_io import PathManager
 from fairseq.logging import metrics
 
 from conftest import REPOSITORY
-from rt_plugin.console.files import appending, continue_log, replacing, temporary_name
+from rt_plugin.console.files import appending, continue_log, replacing, replacing_folder, temporary_name
 from rt_plugin.console.locks import handed_on, in_turn, only_user_of
 from rt_plugin.errors import UserError
 from rt_plugin.glue import report, run
@@ -45,6 +45,16 @@ def test_a_copied_checkpoint_follows_no_link(precious, tmp_path, monkeypatch):
         assert PathManager.copy(str(tmp_path / "checkpoint1.pt"), str(tmp_path / "checkpoint_best.pt"), overwrite=True)
         assert (tmp_path / "checkpoint_best.pt").read_text() == "new"
     assert precious.read_text() == "kept" and (tmp_path / "checkpoint_best.pt.tmp").is_symlink()
+
+
+def test_a_written_folder_follows_no_link(precious, tmp_path):
+    (tmp_path / "QNLI").symlink_to(tmp_path / "elsewhere")
+    for kept in ([], [tmp_path / "elsewhere"]):  # to nothing, and to a folder
+        for folder in kept:
+            folder.mkdir()
+        with pytest.raises(UserError, match="QNLI: is a symbolic link"), replacing_folder(tmp_path / "QNLI"):
+            pass
+        assert {*tmp_path.iterdir()} == {precious, tmp_path / "QNLI", *kept}
 
 
 def test_locks_follow_no_link_and_empty_nothing(precious, tmp_path):
