@@ -65,7 +65,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     devices.add_argument("--precision", choices=PRECISIONS, help="default: fp16 on a GPU, fp32 on a CPU")
     devices.add_argument(
         "--tokens-per-device",
-        type=int,
+        type=commands.positive,
         metavar="N",
         help="at most so many at a time, as memory allows (default: 16384 on a GPU, 8192 on a CPU)",
     )
@@ -75,9 +75,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     devices.add_argument("--master-port", type=int, metavar="PORT", help="free on node 0; needed with several nodes")
     reports = parser.add_argument_group("reports")
     reports.add_argument(
-        "--save-interval", type=int, metavar="N", help="updates (default: a 100th of all, at least 100)"
+        "--save-interval", type=commands.positive, metavar="N", help="updates (default: a 100th of all, at least 100)"
     )
-    reports.add_argument("--log-interval", type=int, metavar="N", help="updates (default: 100, or a 20th of all)")
+    reports.add_argument(
+        "--log-interval", type=commands.positive, metavar="N", help="updates (default: 100, or a 20th of all)"
+    )
     reports.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="write TensorBoard logs there")
     reports.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     ours, fairseq_options = commands.split_at_dashes(argv)
@@ -136,6 +138,9 @@ def find_devices(args: argparse.Namespace) -> Devices:
     for option, value in (("--processes", processes), ("--nodes", args.nodes)):
         if value < 1:
             raise UserError(f"{option} {value}: expected a whole number, at least 1")
+    if not 0 <= args.node_rank < args.nodes:
+        last = args.nodes - 1
+        raise UserError(f"--node-rank {args.node_rank}: expected 0 to {last}, as --nodes {args.nodes} counts from 0")
     if gpus and processes > gpus:
         raise UserError(f"--processes {processes}: there are {gpus} GPUs here, and a process needs one; or add --cpu")
     if args.nodes > 1 and not args.master_port:
@@ -259,7 +264,7 @@ _OURS = "behind the -- is set by this program; use"
 _WORKED_OUT = "is worked out from --processes, --nodes, --batch-tokens and --tokens-per-device; leave it out"
 _REFUSED = {  # options of fairseq-train -> why
     "--save-dir": f"{_OURS} --save-dir before the --",
-    "--arch": f"{_OURS} --model and --recipe before the --",
+    **dict.fromkeys(("--arch", "-a"), f"{_OURS} --model and --recipe before the --"),
     "--lr": f"{_OURS} --learning-rate before the --",
     "--max-update": f"{_OURS} --updates",
     "--total-num-update": f"{_OURS} --updates",

@@ -130,6 +130,8 @@ def test_several_nodes(capsys, monkeypatch):
         (("--processes", 0), "--processes 0: expected a whole number, at least 1"),
         (("--updates", -5), "--updates -5: expected a number above 0"),
         (("--nodes", 2), "several nodes need --master-addr and --master-port"),
+        (("--node-rank", 3), "--node-rank 3: expected 0 to 0, as --nodes 1 counts from 0"),
+        (("--nodes", 2, "--node-rank", -1), "--node-rank -1: expected 0 to 1, as --nodes 2 counts from 0"),
         (("--tokens-per-device", 64), "--tokens-per-device 64: below the 128 tokens of one sequence"),
         (("--batch-tokens", 200, "--processes", 2), "a batch of 200 tokens is less than one sequence of 128 tokens"),
         (("--", "--distributed-world-size", 2), "--distributed-world-size is worked out from --processes"),
@@ -139,12 +141,22 @@ def test_several_nodes(capsys, monkeypatch):
         (("--", "--batch-size", 1), "--batch-size behind the -- is set by this program; use --batch-tokens and"),
         (("--", "--tokens-per-sample", 64), "--tokens-per-sample behind the -- is set by this program; use"),
         (("--", "--arch", "roberta_base"), "--arch behind the -- is set by this program; use --model and --recipe"),
+        (("--", "-a", "roberta_base"), "-a behind the -- is set by this program; use --model and --recipe"),
         (("--", "--bf16"), "--bf16 behind the -- is set by this program; use --precision"),
         (("--", "--max-update", 5), "--max-update behind the -- is set by this program; use --updates"),
     ],
 )
 def test_options_that_make_no_sense_are_named(options, message, capsys, data_bin):
     assert message in error_of(capsys, data_bin, "--recipe", "tiny", "--save-dir", "run", *options)
+
+
+@pytest.mark.parametrize("value", ["0", "-5"])
+@pytest.mark.parametrize("option", ["--tokens-per-device", "--save-interval", "--log-interval"])
+def test_numbers_that_nothing_can_be_done_with_are_named(option, value, capsys):
+    with pytest.raises(SystemExit) as end:
+        launch.main(["data", "--recipe", "tiny", "--save-dir", "run", "--print-only", option, value])
+    assert end.value.code == 2
+    assert f"argument {option}: invalid positive value: '{value}'" in capsys.readouterr().err
 
 
 def test_tensorboard_without_its_package_is_named(capsys, monkeypatch, data_bin):
