@@ -91,6 +91,9 @@ def _load_gpt2(folder: Path):
 
     paths = [str(folder / name) for name in GPT2_FILES]
     try:
-        return get_encoder(*paths)
-    except (ValueError, TypeError, OSError) as error:
+        gpt2 = get_encoder(*paths)
+        if not gpt2.decoder or not all(isinstance(number, int) for number in gpt2.decoder):
+            raise ValueError("expected tokens and their numbers in the first")
+        return gpt2
+    except (ValueError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"{' and '.join(paths)}: not GPT-2 BPE files ({error}); copy them again") from None

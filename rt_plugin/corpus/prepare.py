@@ -259,7 +259,7 @@ def begin(args: argparse.Namespace, report: Callable[[str], None]) -> Work | dic
     parts = args.out / _PARTS_FOLDER
     if args.fresh:
         _remove_outputs(args.out)
-    earlier = _read_json(args.out / MANIFEST_FILE)
+    earlier = _read_plan(args.out / MANIFEST_FILE)
     if earlier is not None:
         plan = make_plan(args, _checksums(earlier, report))
         if manifest := _finished(args, plan, earlier, report):
@@ -274,7 +274,7 @@ def begin(args: argparse.Namespace, report: Callable[[str], None]) -> Work | dic
     }
     known = {str(x.path): x.sha256 for found in inputs.values() for x in found}
     plan = make_plan(args, lambda path: known.get(str(path)) or sha256(path))
-    _check_same_plan(args.out, _read_json(parts / _PLAN_FILE), plan)
+    _check_same_plan(args.out, _read_plan(parts / _PLAN_FILE), plan)
     _tell_of_repetition(plan["inputs"], report)
     work = Work(plan, inputs, make_layout(args, inputs, form))
     _write_json(parts / _PLAN_FILE, plan)
@@ -571,13 +571,20 @@ def _results(args: argparse.Namespace, finished: dict[str, FinishedParts]) -> di
     }
 
 
-def _read_json(path: Path) -> dict | None:
+def _read_plan(path: Path) -> dict | None:
+    """A plan, or a manifest, which begins with one; None where there is no such file."""
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        plan = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); --fresh starts over") from None
+    if not isinstance(plan, dict) or not {"options", "tokenizer", "inputs"} <= plan.keys():
+        raise UserError(
+            f"{path}: not of prepared data, expected the options, tokenizer and inputs of an earlier run; choose "
+            "another --out, or --fresh"
+        )
+    return plan
 
 
 def _write_json(path: Path, content: dict) -> None:

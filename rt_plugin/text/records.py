@@ -39,11 +39,15 @@ def open_documents(
         digest: an object of hashlib, for the bytes of the file; not for parquet, which is not read from front to end.
 
     Raises:
-        UserError: see `open_text`; or a record has no such text, or pyarrow, which reads parquet, is missing.
+        UserError: the file cannot be read (see `open_text`), a record has no such text, or pyarrow, which reads parquet, is missing.
     """
     kind = kind_of(path)
     if kind == "parquet":
-        with path.open("rb") as raw:
+        try:
+            opened = path.open("rb")
+        except OSError as error:
+            raise UserError(f"{path}: cannot read the file ({error.strerror}); give an existing one") from None
+        with opened as raw:
             yield _as_file(_parquet_texts(path, raw, text_field), document_per_line), raw
         return
     with open_text(path, digest) as (file, raw):

@@ -382,6 +382,13 @@ def test_gpt2_files_give_the_data_of_fairseq(gpt2_bpe, train_text, tmp_path):
     assert dictionary.index("258") in set(itertools.chain.from_iterable(items(tmp_path / "out/train")))
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", "3", '{"a": "b"}'])
+def test_other_json_in_place_of_gpt2_files_is_one_line(content, gpt2_bpe, train_text, tmp_path, capsys):
+    gpt2_bpe[0].write_text(content)
+    error = error_of(capsys, train_text, "--gpt2-bpe", *gpt2_bpe, "--out", tmp_path / "out")
+    assert "encoder.json and " in error and "not GPT-2 BPE files (" in error
+
+
 def test_model_of_gpt2_data_is_loaded_with_its_files_and_not_for_glue(gpt2_bpe, train_text, tmp_path, capsys):
     lines = train_text.read_text(encoding="utf-8").split("\n")[:400]
     (tmp_path / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -444,6 +451,16 @@ def test_a_folder_of_something_else_is_refused(train_text, tokenizer_folder, tmp
     (tmp_path / "notes.md").write_text("mine")
     error = error_of(capsys, train_text, "--tokenizer", tokenizer_folder, "--out", tmp_path)
     assert "holds notes.md but no prepared data; choose another --out" in error
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"name": "a site", "icons": []}'])
+@pytest.mark.parametrize("file", ["manifest.json", "parts/plan.json"])
+def test_a_manifest_of_something_else_is_refused(file, content, train_text, tokenizer_folder, tmp_path, capsys):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / file).write_text(content)
+    error = error_of(capsys, train_text, "--tokenizer", tokenizer_folder, "--out", tmp_path)
+    assert f"{tmp_path / file}: not of prepared data" in error and "choose another --out, or --fresh" in error
+    assert (tmp_path / file).read_text() == content
 
 
 def test_a_file_without_text_is_named(tokenizer_folder, tmp_path, capsys):
@@ -651,6 +668,12 @@ def test_bad_records_end_in_one_line(name, content, message, tokenizer_folder, t
         pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content())
     assert message in error_of(capsys, tmp_path / name, "--tokenizer", tokenizer_folder, "--out", tmp_path / "out")
+
+
+def test_records_that_cannot_be_opened_are_named(tmp_path):
+    for name in ("no.parquet", "no.jsonl"):
+        with pytest.raises(UserError, match=rf"{name}: cannot read the .*No such file"):
+            next(records.read_document_lines(tmp_path / name))
 
 
 def test_bad_text_beside_records_is_named_when_a_tokenizer_is_trained(tmp_path, capsys):
