@@ -548,7 +548,8 @@ def _results(args: argparse.Namespace, finished: dict[str, FinishedParts]) -> di
     written = _file_sizes(args.out, (*TOKENIZER_FILES, *_DATA_FILES))
     for stream in SPLITS:
         names = [str(path) for path in getattr(args, stream)]
-        files.update({name: Counter() for name in names})
+        for name in names:
+            files.setdefault(name, Counter())  # given for two splits, it counts in both
         for about in finished[stream].about:
             for split, counts in about["counts"].items():
                 splits.setdefault(split, Counter()).update(counts)

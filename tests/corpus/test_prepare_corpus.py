@@ -463,6 +463,15 @@ def test_a_manifest_of_something_else_is_refused(file, content, train_text, toke
     assert (tmp_path / file).read_text() == content
 
 
+def test_a_file_of_two_splits_counts_in_both(tokenizer_folder, tmp_path):
+    (tmp_path / "a.txt").write_text("One.\n\nTwo.\n")
+    out = tmp_path / "out"
+    prepare(tmp_path / "a.txt", "--valid", tmp_path / "a.txt", "--tokenizer", tokenizer_folder, "--out", out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert [manifest["counts"][split]["sentences"] for split in ("train", "valid")] == [2, 2]
+    assert manifest["counts_by_file"][str(tmp_path / "a.txt")]["sentences"] == 4
+
+
 def test_a_file_without_text_is_named(tokenizer_folder, tmp_path, capsys):
     (tmp_path / "blank.txt").write_text(" \n\n\t\n")
     (tmp_path / "text.txt").write_text("A line of text.\n")
