@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from rt_plugin.console.files import replacing, temporary_name
 from rt_plugin.errors import UserError
-from rt_plugin.model_folder.checkpoint import check_history, checkpoint_names, read_checkpoint
+from rt_plugin.model_folder.checkpoint import check_history, checkpoint_names, read_checkpoint, starting_checkpoint
 from rt_plugin.repairs.messages import first_line
 from rt_plugin.repairs.registry import Patches, repair
 
@@ -79,6 +79,33 @@ def other_model_in_the_folder(patches: Patches) -> None:
             ) from error
 
     patches.set(checkpoint_utils, "load_checkpoint", load_checkpoint_of_this_model)
+
+
+@repair(
+    patches=["fairseq.checkpoint_utils.load_checkpoint"],
+    until="never: fairseq would have to know who reads its errors",
+)
+def other_precision_in_the_folder(patches: Patches) -> None:
+    """A training that goes on in another precision, or with another `--optimizer`, ends in a traceback that names
+    classes; the line names the file and the options.
+    """
+    load_checkpoint = checkpoint_utils.load_checkpoint
+
+    @functools.wraps(load_checkpoint)
+    def load_checkpoint_of_this_precision(cfg, trainer, **kwargs):
+        try:
+            return load_checkpoint(cfg, trainer, **kwargs)
+        except AssertionError as error:
+            if not str(error).startswith("Optimizer does not match"):
+                raise
+            path = starting_checkpoint(cfg.save_dir, cfg.restore_file)
+            raise UserError(
+                f"{path}: saved in another precision or with another --optimizer ({str(error).split('. ')[-1]}); give "
+                "the same --fp16, --bf16 or --amp (rt-plugin pretrain: --precision) and --optimizer, or add "
+                "--reset-optimizer"
+            ) from error
+
+    patches.set(checkpoint_utils, "load_checkpoint", load_checkpoint_of_this_precision)
 
 
 @repair(

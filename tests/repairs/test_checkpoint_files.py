@@ -131,6 +131,17 @@ def test_other_model_in_the_folder(tmp_path):
     assert "please ensure" in str(with_and_without("other_model_in_the_folder", load))
 
 
+def test_other_precision_in_the_folder(train_here):
+    folder = train_here("--max-update", "1")
+
+    def go_on():
+        with pytest.raises(UserError, match=r"checkpoint_last\.pt: .*precision .*\(FairseqAdam vs .*FP16Optimizer\)"):
+            train_here("--max-update", "2", "--bf16", save_dir=folder)
+
+    assert "Optimizer does not match" in str(with_and_without("other_precision_in_the_folder", go_on))
+    train_here("--max-update", "2", "--bf16", "--reset-optimizer", save_dir=folder)
+
+
 def test_save_folder_without_dummy(tmp_path):
     """fairseq writes `dummy` and removes it: through a link, and over a file of that name."""
     precious, dummy = tmp_path / "precious", tmp_path / "dummy"
