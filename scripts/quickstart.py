@@ -100,7 +100,8 @@ class Run:
         if fresh:
             shutil.rmtree(self.folder, ignore_errors=True)
         path = self.folder / "settings.json"
-        settings = json.dumps(dataclasses.asdict(self.settings), indent=2)
+        # the device too: a training cannot go on in another precision
+        settings = json.dumps({**dataclasses.asdict(self.settings), "gpu": self.gpu}, indent=2)
         if path.exists() and path.read_text() != settings:
             raise StageError(f"{self.folder} was made with other settings; start over with --fresh")
         self.folder.mkdir(parents=True, exist_ok=True)

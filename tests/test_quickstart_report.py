@@ -47,6 +47,11 @@ def report():
 
 
 @pytest.fixture
+def quickstart():
+    return importlib.import_module("quickstart")
+
+
+@pytest.fixture
 def run_folder(tmp_path):
     (tmp_path / "pretraining.log").write_text(PRETRAINING)
     (tmp_path / "finetuning.log").write_text(FINETUNING)
@@ -98,3 +103,13 @@ def test_wrong_option_is_refused_before_anything_is_installed():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--size: invalid choice: 'huge'" in done.stderr
+
+
+def test_another_device_in_the_folder_is_told(quickstart, tmp_path):
+    """Half precision cannot go on from single precision."""
+    settings = quickstart.SETTINGS["tiny"]
+    for _ in range(2):
+        quickstart.Run(tmp_path / "run", settings, gpu=False).start(fresh=False)
+    with pytest.raises(quickstart.StageError, match="made with other settings; start over with --fresh"):
+        quickstart.Run(tmp_path / "run", settings, gpu=True).start(fresh=False)
+    quickstart.Run(tmp_path / "run", settings, gpu=True).start(fresh=True)
