@@ -25,6 +25,7 @@ import checkout
 from rt_plugin.console.files import last_line
 from rt_plugin.console.progress import duration
 from rt_plugin.errors import UserError
+from rt_plugin.pretrain.fairseq import command_line
 from rt_plugin.pretrain.log import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -141,7 +142,7 @@ class Run:
             "encode and binarise the text",
             f"{encode}/train.txt {self.folder}/train.pieces",
             f"{encode}/valid.txt {self.folder}/valid.pieces",
-            f"fairseq-preprocess --only-source --srcdict {self.tokenizer}/dict.txt --destdir {self.data} "
+            f"{fairseq_command('preprocess')} --only-source --srcdict {self.tokenizer}/dict.txt --destdir {self.data} "
             f"--trainpref {self.folder}/train.pieces --validpref {self.folder}/valid.pieces",
             f"cp {self.tokenizer}/sentencepiece.bpe.model {self.tokenizer}/text_normalization.json {self.data}",
         )
@@ -185,7 +186,7 @@ class Run:
         """Run fairseq-train; it resumes from checkpoint_last.pt in `save_dir` by itself."""
         self.stage(
             title,
-            f"fairseq-train --user-dir rt_plugin {options} --save-dir {save_dir} --no-epoch-checkpoints "
+            f"{fairseq_command('train')} --user-dir rt_plugin {options} --save-dir {save_dir} --no-epoch-checkpoints "
             "--optimizer adam --adam-betas '(0.9, 0.98)' --adam-eps 1e-6 --weight-decay 0.01 --clip-norm 1 "
             f"--lr-scheduler polynomial_decay --warmup-updates {updates // 6} --total-num-update {updates} "
             f"--max-update {updates} --seed 1 --log-format json --log-interval {LOG_INTERVAL} "
@@ -196,6 +197,11 @@ class Run:
 
     def blocks(self) -> str:
         return f"--tokens-per-sample {self.settings.tokens_per_sample} --sample-break-mode complete_doc"
+
+
+def fairseq_command(name: str) -> str:
+    """How to start `fairseq-NAME`; from Python 3.14 on it cannot be called by itself."""
+    return shlex.join(command_line(name))
 
 
 def log_of(save_dir: Path) -> Path:

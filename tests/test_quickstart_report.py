@@ -113,3 +113,17 @@ def test_another_device_in_the_folder_is_told(quickstart, tmp_path):
     with pytest.raises(quickstart.StageError, match="made with other settings; start over with --fresh"):
         quickstart.Run(tmp_path / "run", settings, gpu=True).start(fresh=False)
     quickstart.Run(tmp_path / "run", settings, gpu=True).start(fresh=True)
+
+
+@pytest.mark.parametrize(
+    ("python", "start"), [((3, 13), "fairseq-{}"), ((3, 14), f"{sys.executable} -m rt_plugin fairseq {{}}")]
+)
+def test_fairseqs_commands_are_started_as_this_python_can(python, start, quickstart, tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(quickstart, "run_command", lambda command, *_: commands.append(command))
+    monkeypatch.setattr(sys, "version_info", python)
+    run = quickstart.Run(tmp_path, quickstart.SETTINGS["tiny"], gpu=False)
+    run.prepare_text()
+    run.pretrain("roberta")
+    assert [command for command in commands if command.startswith(f"{start.format('preprocess')} --only-source ")]
+    assert commands[-1].startswith(f"{start.format('train')} --user-dir rt_plugin ")
