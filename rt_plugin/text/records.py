@@ -39,7 +39,8 @@ def open_documents(
         digest: an object of hashlib, for the bytes of the file; not for parquet, which is not read from front to end.
 
     Raises:
-        UserError: the file cannot be read (see `open_text`), a record has no such text, or pyarrow, which reads parquet, is missing.
+        UserError: the file cannot be read (see `open_text`), a record has no such text, or pyarrow, which reads
+            parquet, is missing.
     """
     kind = kind_of(path)
     if kind == "parquet":
