@@ -321,8 +321,8 @@ def run(args: argparse.Namespace) -> int:
             train(command, recipe, args.save_dir, args.node_rank, lock)
         return 0
     except StoppedError as stop:
-        then = "starts again" if args.dry_run else "resumes"
-        print(f"rt-plugin pretrain: {stop}; the same command {then}", file=sys.stderr, flush=True)
+        then = "the same command starts again" if args.dry_run else stop.then
+        print(f"rt-plugin pretrain: {stop}; {then}", file=sys.stderr, flush=True)
         return commands.STOPPED
     except OSError as error:
         reason = error.strerror or error

@@ -18,14 +18,22 @@ from rt_plugin.console.processes import children_of, signalled_with_parent
 from rt_plugin.errors import UserError
 from rt_plugin.pretrain.log import read_log
 
-_STOPPED = re.compile(
-    r"\| (stopped .* after update \d+, .*); the same command resumes"
-)  # as repairs/stopping.py logs it
+_AGAIN = "the same command resumes"
+# as repairs/stopping.py logs it
+_STOPPED = re.compile(rf"\| (stopped .* after update \d+, .*); ({_AGAIN}|leave .* out to resume)")
 _ERROR_PREFIXES = ("rt_plugin: error: ", "fairseq-train: error: ", "process.py: error: ")
 
 
 class StoppedError(Exception):
-    """A training has ended because a signal told it to; says when, and what is saved."""
+    """A training has ended because a signal told it to; says when, and what is saved.
+
+    Attributes:
+        then: how to go on.
+    """
+
+    def __init__(self, message: str, then: str):
+        super().__init__(message)
+        self.then = then
 
 
 def training_records(command: list[str], log: Path, lock: int | None = None) -> Iterator[dict]:
@@ -47,7 +55,7 @@ def training_records(command: list[str], log: Path, lock: int | None = None) -> 
             yield from records
         status = process.wait()
     if status and not error and (stop or (process.was_told and not begun)):
-        raise StoppedError(stop[1] if stop else "stopped before an update was logged")
+        raise StoppedError(*(stop.groups() if stop else ("stopped before an update was logged", _AGAIN)))
     if status:
         where = f"; all it said is in {log}" if lock is not None else ""  # a dry run's is deleted
         raise UserError(error or f"{command[0]} ended with status {status}: {_last_words(log)}{where}")

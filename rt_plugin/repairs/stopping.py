@@ -21,12 +21,14 @@ from typing import NoReturn
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import iterators
+from fairseq.dataclass.configs import CheckpointConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.trainer import Trainer
 from torch.utils.data._utils import signal_handling
 
 from rt_plugin.console.commands import STOPPED, STOPPING_SIGNALS
 from rt_plugin.console.processes import handed_down
+from rt_plugin.model_folder.files import LAST_CHECKPOINT
 from rt_plugin.repairs.registry import Patches, repair
 
 logger = logging.getLogger(__name__)
@@ -270,10 +272,20 @@ def _save_and_stop() -> NoReturn:
         distributed_utils.all_reduce(everybody, group=trainer.data_parallel_process_group).item()
     if trainer.is_data_parallel_master or os.environ.get("LOCAL_RANK") == "0":
         why = f"by {_training.signal}" if _training.signal else "as another process was told to"
-        kept = "nothing is saved" if options.no_save or options.no_last_checkpoints else "saved"
+        saved = not (options.no_save or options.no_last_checkpoints)
+        kept, then = "saved" if saved else "nothing is saved", _how_to_resume(options, saved)
         # a warning, since the first process alone logs more
-        logger.warning("stopped %s after update %d, %s; the same command resumes", why, update, kept)
+        logger.warning("stopped %s after update %d, %s; %s", why, update, kept, then)
     raise Stopped(STOPPED)
+
+
+def _how_to_resume(options: CheckpointConfig, saved: bool) -> str:
+    """What to do next; with some options the same command would do again what was done at the start."""
+    resets = ("dataloader", "lr_scheduler", "meters", "optimizer")
+    again = [f"--reset-{name.replace('_', '-')}" for name in resets if getattr(options, f"reset_{name}")]
+    if options.restore_file != LAST_CHECKPOINT:
+        again.insert(0, "--restore-file")
+    return f"leave {', '.join(again)} out to resume" if saved and again else "the same command resumes"
 
 
 @repair(

@@ -214,6 +214,16 @@ def test_dry_run_that_a_scheduler_stops_says_so(data_bin, tmp_path, capfd, monke
     assert not (tmp_path / "run").exists()
 
 
+def test_a_stopped_training_says_how_it_resumes(data_bin, tmp_path, capfd, monkeypatch):
+    line = "WARNING | stopping | stopped by SIGTERM after update 6, saved; leave --restore-file out to resume"
+    monkeypatch.setattr(sys, "executable", fake_training(tmp_path / "bin", f"echo '{line}'; exit {STOPPED}"))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    options = (data_bin, *SMALL, "--save-dir", tmp_path / "run", "--", "--restore-file", "x.pt")
+    assert launch.main([str(option) for option in options]) == STOPPED
+    said = "rt-plugin pretrain: stopped by SIGTERM after update 6, saved; leave --restore-file out to resume"
+    assert capfd.readouterr().err.splitlines()[-1] == said
+
+
 def test_dry_run_without_room_for_its_files_is_one_line(data_bin, tmp_path, capsys, monkeypatch):
     def full():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

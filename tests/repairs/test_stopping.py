@@ -125,6 +125,17 @@ def test_between_updates(train, undisturbed, tmp_path, monkeypatch, caplog):
     assert_as_undisturbed(tmp_path, undisturbed)
 
 
+def test_a_start_that_the_same_command_would_make_again(train, undisturbed, tmp_path, monkeypatch, caplog):
+    start = ("--restore-file", undisturbed / "checkpoint_1_4.pt")
+    for options, out in ((start, "--restore-file"), ((*start, "--reset-meters"), "--restore-file, --reset-meters")):
+        folder = tmp_path / str(len(options))
+        with monkeypatch.context() as patch:
+            send_at(patch, "train_step", 5)
+            assert train(folder, *options) == (STOPPED, [5, 6], [])
+        assert f"stopped by SIGTERM after update 6, saved; leave {out} out to resume" in caplog.text
+        assert train(folder) == (0, [7, 8, 9, 10], [8, 10])
+
+
 def test_in_validation(train, undisturbed, tmp_path, monkeypatch):
     """The validation is broken off, and is made when training goes on; that is stopped again in the last one."""
     with monkeypatch.context() as patch:
