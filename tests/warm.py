@@ -1,8 +1,8 @@
 """fairseq's commands in forks of a process that has imported fairseq, which takes a command of its own some seconds.
 
 What runs is the very script of the environment's bin folder, with arguments, folder, output and exit code of its own.
-Only fairseq is imported already, as if the command's first lines had done it; rt_plugin is not. From Python 3.14 on the
-command is `rt-plugin fairseq ...`, and both are.
+Only fairseq and torch are imported already, as if the command's first lines had done it; rt_plugin is not. From Python
+3.14 on the command is `rt-plugin fairseq ...`, and both are.
 """
 
 import gc
@@ -121,6 +121,7 @@ if __name__ == "__main__":
         sys.argv[0] = "fairseq-train"  # as the verb does, for errors are shown by the command's name
         import rt_plugin  # noqa: F401
     import fairseq  # noqa: F401  (before the fork)
+    import torch._dynamo  # noqa: F401  (which torch imports when the first optimizer is made: a second for each child)
 
     # some of fairseq's modules set the logging up, which its commands do before they import them
     logging.root.handlers.clear()

@@ -13,6 +13,7 @@ import torch
 from fairseq.data import TokenBlockDataset
 from fairseq.data.iterators import EpochBatchIterator
 from indexed import batch_iterator, make_task, sentence_lengths, write_split
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from rt_plugin.blocks import cutting, dataset
 from rt_plugin.blocks.batches import BatchIterator
@@ -30,7 +31,10 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def by_fairseq(monkeypatch):
-    """Makes `batch_iterator` take fairseq's way: lists of arrays in every process, from its own data sets."""
+    """Makes `batch_iterator` take fairseq's way: lists of arrays in every process, from its own data sets.
+
+    Its iterators are rings of references: left to the garbage collector, each would wait 5 seconds for its worker.
+    """
 
     def make(*arguments, **options):
         with monkeypatch.context() as patch:
@@ -39,7 +43,9 @@ def by_fairseq(monkeypatch):
         assert type(iterator) is EpochBatchIterator
         return iterator
 
-    return make
+    yield make
+    for workers in [found for found in gc.get_objects() if type(found) is _MultiProcessingDataLoaderIter]:
+        workers._shutdown_workers()
 
 
 def assert_same(a, b):
