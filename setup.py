@@ -11,7 +11,7 @@ and the operation then runs in plain PyTorch.
     RT_BUILD_CUDA         0: no, 1: yes or fail, auto (default): where a CUDA toolkit is found that is no newer than
                           the CUDA that torch has
     CUDA_HOME             the toolkit (default: where nvcc is found, or /usr/local/cuda)
-    TORCH_CUDA_ARCH_LIST  for which GPUs (default: 8.0;8.6;8.9;9.0+PTX)
+    TORCH_CUDA_ARCH_LIST  for which GPUs (default: 7.5;8.0;8.6;8.9;9.0+PTX)
 """
 
 import importlib.util
@@ -59,7 +59,7 @@ X86_FLAGS = {
     "cpu_rows_avx512bf16.cpp": [*KERNEL_FLAGS, *AVX512_FLAGS, "-mavx512bf16", "-Wno-unused-function"],
 }
 CUDA_FLAGS = {"cuda.cu": ["-O3"], "cuda_binding.cpp": ["-O2"]}
-DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0+PTX"
+DEFAULT_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0+PTX"
 
 
 class CannotBuild(Exception):
