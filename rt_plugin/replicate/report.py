@@ -202,10 +202,10 @@ def comparison_section(
         return []
     compared = statistics.compare([(values[a], values[b]) for a, b in pairs])
     rows = [
-        [f"{i}. {a} - {b}", f"{c.difference:+.4f}", _interval(c), _p(c.p), _p(c.p_holm), judged(c, least)]
+        [f"{i}. {a} - {b}", *statistics.comparison_cells(c), statistics.judged(c, least)]
         for i, ((a, b), c) in enumerate(zip(pairs, compared, strict=True), start=1)
     ]
-    headings = ["comparison", "difference", "95 % interval (Welch)", "p", "p (Holm)", "judged"]
+    headings = [*statistics.COMPARISON_HEADINGS, "judged"]
     return [
         title,
         f"Difference of means over seeds, {unit}; negative favours the first arm. Each interval is for itself; p "
@@ -216,28 +216,11 @@ def comparison_section(
     ]
 
 
-def judged(c: statistics.Comparison, least: float) -> str:
-    """What a comparison says: nothing below the least difference, nor where it may be chance."""
-    if abs(c.difference) < least:
-        return "no difference"
-    if not c.p_holm < 1 - statistics.CONFIDENCE:
-        return "not told apart"
-    return "lower" if c.difference < 0 else "higher"
-
-
 def verdict(plan: Plan, compared: Sequence[statistics.Comparison], least: float) -> str:
     """The first verdict of the plan whose comparisons are all in favour of their first arms."""
-    lower = {i for i, c in enumerate(compared, start=1) if judged(c, least) == "lower"}
+    lower = {i for i, c in enumerate(compared, start=1) if statistics.judged(c, least) == "lower"}
     found = (rule["says"] for rule in plan.source["verdicts"] if set(rule["in_favour"]) <= lower)
     return next(found, plan.source["otherwise"])
-
-
-def _interval(c: statistics.Comparison) -> str:
-    return "-" if math.isnan(c.low) else f"{c.low:+.4f} to {c.high:+.4f}"
-
-
-def _p(value: float) -> str:
-    return "-" if math.isnan(value) else "< 0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
 def read_steps(folder: Path) -> dict[str, float]:
@@ -397,7 +380,7 @@ def write_report(folder: Path, out: Path) -> str:
         title = "## First outcome: loss on the test documents"
         parts += comparison_section(results, values, title, "bits a masked token", results.plan.least_difference)
     parts += pairs_section(results, folder)
-    parts += [*time_section(results, folder), *position_section(folder), *stability_section(folder)]
+    parts += [*time_section(results, folder), *position_section(folder), *stability_section(results.plan, folder)]
     parts += failures_section(results)
     parts.append("\n\n".join(f"![{figure.name.replace('_', ' ')}]({figure.name}.png)" for figure in drawn))
     text = "\n\n".join(filter(None, parts)) + "\n"

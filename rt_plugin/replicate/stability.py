@@ -1,86 +1,145 @@
-"""How stable fine-tuning is over learning rates: how wide the range of good ones is, and how many runs fail."""
+"""How stable fine-tuning is over learning rates: what other rates than the best one cost, how wide the range of good
+ones is, and how many runs fail."""
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from rt_plugin.console.tables import markdown_table
 from rt_plugin.glue.results import read_csv
+from rt_plugin.glue.specs import task_rank
+from rt_plugin.glue.statistics import Results, TaskResult, collect
 from rt_plugin.replicate.figures import Figure, Panel, Series
+from rt_plugin.replicate.plan import Plan
 from rt_plugin.replicate.results import FINETUNING_FILE
-from rt_plugin.replicate.statistics import good_range, wilson
+from rt_plugin.replicate.statistics import COMPARISON_HEADINGS, compare, comparison_cells, good_range, judged, wilson
 
 MARGIN = 1.0  # points of 100
 
+_MEASURES = f"""\
+Dev scores at the end of training, points of 100; an undefined one counts as 0. Shortfall: how far the mean over all
+rates is below the score at the best rate, which has the highest median; low is stable. Then the range of learning
+rates around the best one whose median is within {MARGIN:g} point of the best median, interpolated between rates, and
+its width in powers of ten; rates at which more than half of the runs failed are outside, and there is no width where
+that is so of the best one. The more seeds scatter, the narrower a range comes out: with standard deviations above half
+a point widths are no measure. Failed: no better than the majority class at the end, over these rates. All intervals are
+of the luck of fine-tuning one encoder, not of pretraining another."""
 
-@dataclass
-class Sweep:
-    """A model on a task: learning rate -> score of each seed, points of 100; (learning rate, failed) of each run."""
-
-    scores: dict[float, list[float]]
-    failed: list[tuple[float, bool]]
-
-    def failed_at(self, rate: float) -> bool:
-        """Whether more than half of the runs at a learning rate failed."""
-        found = [failed for at, failed in self.failed if at == rate]
-        return 2 * sum(found) > len(found)
+_COMPARED = f"""\
+Difference of mean shortfalls; negative: the first arm is the more stable. p (Holm) is corrected for all {{}}
+comparisons. Below {MARGIN:g} point counts as none. Not read: a task where more than half of an arm's runs failed at its
+best rate, as what has learned nothing is the same at every rate."""
 
 
-def read_sweeps(file: Path) -> dict[tuple[str, str], Sweep]:
-    """(task, model) -> its runs at the end of training; an undefined score, as of a run that diverged, counts as 0.
+def read_sweeps(folder: Path) -> Results:
+    """Arm -> task -> its runs at the end of training; empty without fine-tunings.
 
     Raises:
-        UserError: the file is missing or broken.
+        UserError: the file is broken, or has a run twice.
     """
-    sweeps = defaultdict(lambda: Sweep(defaultdict(list), []))
-    for run in read_csv(file):
-        score = 100 * run.values.get("last_score", 0.0)
-        sweep = sweeps[run.task.name, run.model]
-        sweep.scores[run.lr].append(0.0 if math.isnan(score) else score)
-        sweep.failed.append((run.lr, run.failed))
-    return dict(sweeps)
+    file = folder / FINETUNING_FILE
+    return collect(read_csv(file), "last") if file.is_file() else {}
 
 
-def stability_section(folder: Path) -> list[str]:
-    """A row for each task and model; empty without fine-tunings."""
-    if not (folder / FINETUNING_FILE).is_file():
+def has_failed(sweep: TaskResult, rate: float) -> bool:
+    """Whether more than half of the runs at a learning rate failed."""
+    return 2 * sum(at == rate for at, _ in sweep.failed) > len(sweep.scores[rate])
+
+
+def shortfalls(sweep: TaskResult) -> list[float]:
+    """Of each seed that all rates have, the score at the best rate less the mean over all; points of 100."""
+    seeds = sorted(set.intersection(*map(set, sweep.scores.values())))
+    means = sweep.seed_means(sweep.scores)
+    return [sweep.scores[sweep.best_lr][seed] - mean for seed, mean in zip(seeds, means, strict=True)]
+
+
+def stability_section(plan: Plan, folder: Path) -> list[str]:
+    """A row for each task and arm, and the plan's comparisons of these arms; empty without fine-tunings."""
+    sweeps = read_sweeps(folder)
+    if not sweeps:
         return []
-    sweeps = read_sweeps(folder / FINETUNING_FILE)
-    rows = [[task, model, *_cells(sweep)] for (task, model), sweep in sweeps.items()]
-    headings = ["task", "model", "best rate", "median there", f"within {MARGIN:g} point", "decades", "95 %"]
+    found = [(task, arm, sweep) for arm, tasks in sweeps.items() for task, sweep in tasks.items()]
+    found.sort(key=lambda row: task_rank(row[0]))
+    headings = ["task", "arm", "best rate", "median there", "sd over seeds", "shortfall", f"within {MARGIN:g} point"]
+    headings += ["decades", "95 %", "failed", "share failed, 95 %"]
+    parts = ["## Stability of fine-tuning", _MEASURES.replace("\n", " ")]
+    parts.append(markdown_table(headings, [[task, arm, *_cells(sweep)] for task, arm, sweep in found]))
+    edges = [
+        f"{arm} on {task} ({s.best_lr:g})" for task, arm, s in found if s.best_lr in (min(s.scores), max(s.scores))
+    ]
+    if edges:
+        parts.append(f"**At an edge of the grid, the optimum may lie beyond: {', '.join(edges)}.**")
+    return [*parts, *_compared(plan, sweeps)]
+
+
+def _cells(sweep: TaskResult) -> list[str]:
+    scores = {rate: list(by_seed.values()) for rate, by_seed in sweep.scores.items()}
+    runs = sum(map(len, scores.values()))
+    low, high = wilson(len(sweep.failed), runs)
+    width = ["-"] * 3
+    if not has_failed(sweep, sweep.best_lr):
+        r = good_range(scores, MARGIN, {rate for rate in scores if has_failed(sweep, rate)})
+        more = " or more" if r.open else ""
+        interval = "-" if math.isnan(r.decades_low) else f"{r.decades_low:.2f} to {r.decades_high:.2f}{more}"
+        width = [f"{r.low:.1e} to {r.high:.1e}", f"{r.decades:.2f}{more}", interval]
+    several = [values for values in scores.values() if len(values) > 1]
+    spread = f"{np.sqrt(np.mean([np.var(values, ddof=1) for values in several])):.1f}" if several else "-"
     return [
-        "## Stability of fine-tuning",
-        "Dev scores at the end of training. The range of learning rates around the best one whose median over seeds is "
-        f"within {MARGIN:g} point of the best median, interpolated between rates, and its width in powers of ten; the "
-        "share of failed runs, no better than the majority class, over all rates. No width where the runs at the best "
-        "rate failed: then all rates are alike. The intervals are of the luck of fine-tuning one encoder, not of "
-        "pretraining another.",
-        markdown_table([*headings, "failed", "share failed, 95 %"], rows),
+        *(f"{sweep.best_lr:g}", f"{np.median(scores[sweep.best_lr]):.1f}", spread, _shortfall(sweep)),
+        *(*width, f"{len(sweep.failed)}/{runs}", f"{100 * low:.0f} to {100 * high:.0f} %"),
     ]
 
 
-def _cells(sweep: Sweep) -> list[str]:
-    r = good_range(sweep.scores, MARGIN)
-    bad = sum(failed for _, failed in sweep.failed)
-    low, high = wilson(bad, len(sweep.failed))
-    width = [f"{r.low:.1e} to {r.high:.1e}", f"{r.decades:.2f}" + (" or more" if r.open else "")]
-    width.append(f"{r.decades_low:.2f} to {r.decades_high:.2f}")
-    if sweep.failed_at(r.best):
-        width = ["-"] * len(width)
-    share = [f"{bad}/{len(sweep.failed)}", f"{100 * low:.0f} to {100 * high:.0f} %"]
-    return [f"{r.best:g}", f"{np.median(sweep.scores[r.best]):.1f}", *width, *share]
+def _shortfall(sweep: TaskResult) -> str:
+    found = shortfalls(sweep)
+    return f"{np.mean(found):.1f}" if found else "-"
+
+
+def _compared(plan: Plan, sweeps: Results) -> list[str]:
+    """The plan's comparisons between fine-tuned arms, task by task, as one family; none before all runs have ended."""
+    arms = plan.finetuning.arms if plan.finetuning else ()
+    pairs = [(a, b) for a, b in plan.comparisons if a in arms and b in arms]
+    there = sum(sweep.at(sweep.scores).runs for arm in arms for sweep in sweeps.get(arm, {}).values())
+    left = len(arms) * plan.finetuning.runs - there if arms else 0
+    if left > 0:
+        return [f"**{left} fine-tunings are left: nothing is compared before all have ended.**"]
+    if not pairs:
+        return []
+    family = [(task, a, b) for task in sweeps[pairs[0][0]] for a, b in pairs]
+    found = compare([_both(sweeps[a][task], sweeps[b][task]) for task, a, b in family])
+    words = {"lower": "more stable", "higher": "less stable"}
+    rows, verdicts = [], defaultdict(list)
+    for (task, a, b), c in zip(family, found, strict=True):
+        said = "not read" if math.isnan(c.difference) else judged(c, MARGIN)
+        verdicts[a, b].append(words.get(said, said))
+        rows.append([task, f"{a} - {b}", *comparison_cells(c), verdicts[a, b][-1]])
+    parts = [_COMPARED.replace("\n", " ").format(len(family))]
+    parts.append(markdown_table(["task", *COMPARISON_HEADINGS, "judged"], rows))
+    parts += [
+        f"**{a} against {b}: more stable on {said.count('more stable')} tasks of {len(said)}, less on "
+        f"{said.count('less stable')}; {said.count('not read')} are not read.**"
+        for (a, b), said in verdicts.items()
+    ]
+    return parts
+
+
+def _both(a: TaskResult, b: TaskResult) -> tuple[list[float], list[float]]:
+    """The shortfalls of two arms; nan where the task is not read."""
+    if any(has_failed(sweep, sweep.best_lr) for sweep in (a, b)):
+        return [math.nan], [math.nan]
+    return shortfalls(a), shortfalls(b)
 
 
 def stability_figure(folder: Path) -> list[Figure]:
     """Score against learning rate by task: medians over seeds, from the worst to the best seed."""
-    if not (folder / FINETUNING_FILE).is_file():
-        return []
     panels = defaultdict(list)
-    for (task, model), sweep in read_sweeps(folder / FINETUNING_FILE).items():
-        rates = sorted(sweep.scores)
-        ends = ([float(end(sweep.scores[rate])) for rate in rates] for end in (np.median, min, max))
-        panels[task].append(Series(model, rates, *ends))
-    return [Figure("stability", [Panel(task, "learning rate", "dev score", s, "log") for task, s in panels.items()])]
+    for arm, tasks in read_sweeps(folder).items():
+        for task, sweep in tasks.items():
+            rates = sorted(sweep.scores)
+            scores = [list(sweep.scores[rate].values()) for rate in rates]
+            ends = ([float(end(values)) for values in scores] for end in (np.median, min, max))
+            panels[task].append(Series(arm, rates, *ends))
+    drawn = [Panel(task, "learning rate", "dev score", panels[task], "log") for task in sorted(panels, key=task_rank)]
+    return [Figure("stability", drawn)] if drawn else []

@@ -215,36 +215,84 @@ def test_curves_over_hours_by_the_time_of_an_update(timed, label, x, results):
     assert tokens["series"][0]["x"] == [10, 20]
 
 
-def test_stability_of_finetuning(results):
-    rows = []
-    for model, scores in (("ffn", (0.5, 0.6, 0.58)), ("swish-rnn", (0.6, 0.605, 0.6))):
-        for lr, score in zip((1e-5, 1e-4, 1e-3), scores, strict=True):
-            row = {"model": model, "task": "RTE", "lr": lr, "epochs": 1, "best_epoch": 1, "train_loss": 1.0}
-            row |= {
-                "failed": int(score <= 0.5),
-                "majority": 0.5,
-                "seconds": 1,
-                "best_score": score,
-                "last_score": score,
-            }
-            rows += [{**row, "seed": seed} for seed in (1, 2, 3)]
-    glue_results.write_csv(results.folder / "finetuning.csv", rows)
-    text = results(LOSSES).split("## Stability of fine-tuning")[1]
-    # ffn loses 10 points in the decade below the best rate and 2 in the decade above: 0.1 and 0.5 decades
+RATES = (1e-5, 1e-4, 1e-3)
+
+
+@pytest.fixture
+def finetuned(results):
+    """Writes finetuning.csv of RTE with a score an arm and rate and what seeds have more; returns the section on it."""
+
+    def make(scores, more=(0.0, 0.0, 0.0), failed=lambda score: score <= 0.5, runs=None):
+        rows = []
+        for model, at_rates in scores.items():
+            for lr, score in zip(RATES, at_rates, strict=True):
+                row = {"model": model, "task": "RTE", "lr": lr, "epochs": 1, "best_epoch": 1, "train_loss": 1.0}
+                row |= {"failed": int(failed(score)), "majority": 0.5, "seconds": 1, "best_score": 0.9}
+                rows += [{**row, "seed": seed, "last_score": score + x} for seed, x in enumerate(more, start=1)]
+        glue_results.write_csv(results.folder / "finetuning.csv", rows[:runs])
+        plan = {"arms": list(scores), "encoder_seed": 11, "learning_rates": RATES, "epochs": 1}
+        plan["sweeps"] = [{"tasks": ["RTE"], "seeds": [*range(1, len(more) + 1)]}]
+        evaluate = {"mask_seed": 1, "finetuning": plan}
+        return results(LOSSES, evaluate=evaluate).split("## Stability of fine-tuning")[1]
+
+    return make
+
+
+def test_stability_of_finetuning(finetuned, results):
+    text = finetuned({"ffn": (0.5, 0.6, 0.58), "swish-rnn": (0.6, 0.605, 0.6)})
+    # ffn loses 2 points in the decade above the best rate: half a decade; below it runs failed, and none counts
     ffn, swish = (cells(text, "RTE", model) for model in ("ffn", "swish-rnn"))
-    assert ffn[2:7] == ["0.0001", "60.0", "7.9e-05 to 3.2e-04", "0.60", "0.60 to 0.60"]
-    assert ffn[7:] == ["3/9", "12 to 65 %"]
-    assert swish[5] == "2.00 or more" and swish[7] == "0/9"
+    assert ffn[2:9] == ["0.0001", "60.0", "0.0", "4.0", "1.0e-04 to 3.2e-04", "0.50", "0.50 to 0.50"]
+    assert ffn[9:] == ["3/9", "12 to 65 %"]
+    assert swish[5:9] == ["0.3", "1.0e-05 to 1.0e-03", "2.00 or more", "2.00 to 2.00 or more"] and swish[9] == "0/9"
     assert (results.folder / "stability.png").is_file()
 
 
-def test_no_width_for_a_model_that_only_failed(results):
-    row = {"model": "ffn", "task": "RTE", "epochs": 1, "best_epoch": 1, "train_loss": 1.0, "failed": 1, "majority": 0.5}
-    row |= {"seconds": 1, "best_score": 0.5, "last_score": 0.5}
-    rows = [{**row, "lr": lr, "seed": seed} for lr in (1e-5, 1e-4) for seed in (1, 2)]
-    glue_results.write_csv(results.folder / "finetuning.csv", rows)
-    text = results(LOSSES).split("## Stability of fine-tuning")[1]
-    assert cells(text, "RTE", "ffn")[4:8] == ["-", "-", "-", "4/4"]
+def test_shortfalls_are_compared_as_the_plan_compares_losses(finetuned):
+    scores = {"ffn": (0.55, 0.6, 0.56), "swish-rnn": (0.6, 0.605, 0.6), "swish-rnn-alternate": (0.6, 0.61, 0.6)}
+    # seeds differ by as much at every rate: shortfalls by nothing, so that there is no interval
+    text = finetuned(scores, more=(0.0, 0.02, 0.03))
+    assert cells(text, "RTE", "swish-rnn - ffn")[2:] == ["-2.6667", "-", "-", "-", "not told apart"]
+    assert cells(text, "RTE", "swish-rnn-alternate - swish-rnn")[2:] == ["+0.3333", "-", "-", "-", "no difference"]
+    assert "**swish-rnn against ffn: more stable on 0 tasks of 1, less on 0; 0 are not read.**" in text
+    assert cells(text, "RTE", "ffn")[4] == "1.5" and "edge of the grid" not in text
+
+
+def test_a_more_stable_arm_is_told(finetuned, results):
+    finetuned({"ffn": (0.55, 0.6, 0.56), "swish-rnn": (0.6, 0.605, 0.6)})
+    file = results.folder / "finetuning.csv"
+    found = glue_results.read_csv(file)
+    lines = file.read_text().splitlines()
+    column = lines[0].split(",").index("last_score")
+    for number, run in enumerate(found, start=1):
+        if run.lr == RATES[0]:
+            words = lines[number].split(",")
+            words[column] = str(float(words[column]) + run.seed / 1000)
+            lines[number] = ",".join(words)
+    file.write_text("\n".join(lines) + "\n")
+    assert report.main([str(results.folder)]) == 0
+    text = (results.folder / "report.md").read_text(encoding="utf-8")
+    assert cells(text, "RTE", "swish-rnn - ffn")[-1] == "more stable"
+    assert "**swish-rnn against ffn: more stable on 1 tasks of 1, less on 0; 0 are not read.**" in text
+
+
+def test_no_width_and_no_comparison_for_a_model_that_only_failed(finetuned):
+    """An encoder that learns nothing has the same score at every rate, which is no stability."""
+    text = finetuned({"ffn": (0.5, 0.5, 0.5), "swish-rnn": (0.6, 0.605, 0.6)})
+    assert cells(text, "RTE", "ffn")[6:10] == ["-", "-", "-", "9/9"]
+    assert cells(text, "RTE", "swish-rnn - ffn")[2:] == ["-", "-", "-", "-", "not read"]
+    assert "1 are not read" in text
+
+
+def test_a_best_rate_at_an_end_of_the_grid_is_told(finetuned):
+    text = finetuned({"ffn": (0.6, 0.59, 0.58), "swish-rnn": (0.6, 0.605, 0.6)})
+    assert "**At an edge of the grid, the optimum may lie beyond: ffn on RTE (1e-05).**" in text
+
+
+def test_half_a_sweep_is_not_compared(finetuned):
+    text = finetuned({"ffn": (0.5, 0.6, 0.58), "swish-rnn": (0.6, 0.605, 0.6)}, runs=17)
+    assert "**1 fine-tunings are left: nothing is compared before all have ended.**" in text
+    assert "swish-rnn - ffn" not in text
 
 
 @pytest.fixture

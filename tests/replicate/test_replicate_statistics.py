@@ -71,6 +71,12 @@ def test_good_range_that_reaches_the_end_of_the_grid_is_open():
     assert r.low == pytest.approx(1e-5) and r.open
 
 
+def test_good_range_ends_before_a_rate_at_which_runs_failed():
+    """Whose score, the majority's, may be within the margin."""
+    r = good_range({1e-5: [49.8], 1e-4: [50.0], 1e-3: [49.9], 1e-2: [49.9]}, 1.0, failed={1e-3})
+    assert (r.low, r.high) == pytest.approx((1e-5, 1e-4)) and r.open
+
+
 def test_good_range_takes_the_median_over_seeds():
     steady = {1e-5: [48.0] * 3, 1e-4: [50.0] * 3, 1e-3: [46.0] * 3}
     lucky = {**steady, 1e-5: [48.0, 48.0, 90.0]}
