@@ -32,6 +32,7 @@ from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import DICTIONARY_FILE
 from rt_plugin.pretrain import fairseq
 from rt_plugin.pretrain.recipes import RECIPES, Recipe
+from rt_plugin.pretrain.revision import revision
 from rt_plugin.pretrain.started import StoppedError, training_records
 
 MODELS = ("recurrent_roberta", "roberta")
@@ -367,10 +368,10 @@ def dry_run(args: argparse.Namespace, recipe: Recipe, command: list[str]) -> Non
 
 def train(command: list[str], recipe: Recipe, save_dir: Path, node_rank: int, lock: int) -> None:
     """Run the command, which gets the open file `lock`; log and report what it says. The numbers come from node 0."""
-    record = None
+    record, commit = None, revision()
     with continue_log(save_dir / "log.jsonl", keep_rest=False) as log:
         for record in training_records(command, save_dir / f"train{node_rank or ''}.log", lock):
-            log.write(json.dumps(record) + "\n")
+            log.write(json.dumps({**record, "commit": commit}) + "\n")
             log.flush()
             print(progress_line(record, recipe.updates), flush=True)
     if record is None and node_rank == 0:

@@ -97,7 +97,7 @@ def outcome(row: Mapping[str, str]) -> float:
 def left(results: Results) -> int:
     """How many final runs have not ended: those of the plan's arms and seeds, but for arms that always diverged."""
     final, losses = results.plan.final, _search_losses(results)
-    planned = [arm for arm in final.arms if any(map(math.isfinite, losses.get(arm, {}).values()))]
+    planned = [arm for arm in final.arms if arm not in losses or any(map(math.isfinite, losses[arm].values()))]
     return max(0, len(planned) * len(final.seeds) - len(results.of(FINAL)))
 
 
@@ -190,12 +190,13 @@ def compared_arms(results: Results) -> list[tuple[str, str]]:
 
 
 def comparison_section(
-    results: Results, values: Mapping[str, Sequence[float]], title: str, unit: str, least: float
+    results: Results, values: Mapping[str, Sequence[float]], title: str, unit: str, least: float, concludes: bool
 ) -> list[str]:
     """The plan's comparisons of `values`, arm -> a value a seed, as one family of tests; lower is better.
 
     Args:
         least: a difference below counts as none.
+        concludes: say which of the plan's verdicts, which are on losses, these comparisons give.
     """
     pairs = compared_arms(results)
     if not pairs or left(results) or any(arm not in values for pair in pairs for arm in pair):
@@ -212,7 +213,7 @@ def comparison_section(
         f"(Holm) is corrected for all {len(pairs)} comparisons."
         + (f" Below {least:g} counts as none." if least else ""),
         markdown_table(headings, rows),
-        f"**By the plan's rule: {verdict(results.plan, compared, least)}**",
+        f"**By the plan's rule: {verdict(results.plan, compared, least)}**" if concludes else "",
     ]
 
 
@@ -378,7 +379,9 @@ def write_report(folder: Path, out: Path) -> str:
         values[row["arm"]].append(outcome(row))
     if values and is_evaluated(results):
         title = "## First outcome: loss on the test documents"
-        parts += comparison_section(results, values, title, "bits a masked token", results.plan.least_difference)
+        parts += comparison_section(
+            results, values, title, "bits a masked token", results.plan.least_difference, concludes=True
+        )
     parts += pairs_section(results, folder)
     parts += [*time_section(results, folder), *position_section(folder), *stability_section(results.plan, folder)]
     parts += failures_section(results)
@@ -404,7 +407,7 @@ def pairs_section(results: Results, folder: Path) -> list[str]:
             parts.append(f"**{missing} final runs were not measured on these pairs: nothing is compared.**")
         else:
             wrong = {arm: [100 - right for right in x] for arm, x in values.items()}
-            parts += comparison_section(results, wrong, "", "points of wrong pairs", least=0)[1:]
+            parts += comparison_section(results, wrong, "", "points of wrong pairs", least=0, concludes=False)[1:]
         if table := phenomena_table(judgements):
             parts += ["By phenomenon, means over seeds:", table]
     return parts

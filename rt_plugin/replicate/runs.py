@@ -12,18 +12,17 @@ import json
 import math
 import re
 import shlex
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rt_plugin._location import USER_DIR
-from rt_plugin._version import __version__
 from rt_plugin.console.files import replacing
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import DICTIONARY_FILE
 from rt_plugin.pretrain import launch
 from rt_plugin.pretrain.plot import read_run
+from rt_plugin.pretrain.revision import revision
 from rt_plugin.replicate.plan import Plan, Run
 from rt_plugin.replicate.pool import verb
 
@@ -33,7 +32,7 @@ CHECKPOINT_FILE = "checkpoint_best.pt"
 CARRIED_FILE = "carried.json"  # {"parameters": ..., "curve": [[update, tokens, hours, loss], ...]}
 _NOT_FINITE = re.compile(r"not finite|NaN|lower --lr|[Mm]inimum loss scale")
 _PARAMETERS = re.compile(r"num\. shared model params: ([\d,]+)")
-_BRANCH, _COMMIT, _DIGITS = re.compile(r"ref: (refs/heads/[\w./-]+)"), re.compile(r"[0-9a-f]{40,64}"), 7
+_VERSION = re.compile(r"[\w.+-]{1,60}")
 # what a run is known by, beside all that an arm of its plan names; not by paths, intervals and devices
 _OF_A_MODEL = ("--recurrence-", "--encoder-", "--activation-fn", "--pooler-activation-fn")  # fairseq-train's begin so
 _OF_A_RECIPE = (
@@ -199,7 +198,7 @@ def end_run(run: Run, out: Path, status: int, why: str = "") -> Ending:
         failed, why = DONE, ""
     else:
         failed, why = BROKE_OFF, why or f"status {status}, no validation after update {run.updates}"
-    ending = Ending(failed, why, revision(_user_dir(folder)), _last_day(folder))
+    ending = Ending(failed, why, _commits(folder), _last_day(folder))
     write_ending(run, out, ending)
     return ending
 
@@ -232,40 +231,15 @@ def adopt(plan: Plan, runs: Sequence[Run], folders: Sequence[Path], out: Path) -
     return adopted
 
 
-def revision(package: Path) -> str:
-    """The commit of the checkout that holds a package folder, or the version where it is none.
-
-    git runs in the checkout of this package alone: a checkout's settings name programs that git starts, and the name of
-    any other one is what a training's folder says, which somebody else may have made.
-    """
-    if package.resolve() != USER_DIR.resolve():
-        return _head_of(package.parent) or __version__
-    command = ("git", "-C", str(package.parent), "describe", "--always", "--dirty", "--exclude", "*")
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return __version__
-    return said.stdout.strip() or __version__
-
-
-def _head_of(checkout: Path) -> str | None:
-    """The beginning of the commit that a checkout stands at, read without git; None where its files do not say."""
-    git = checkout / ".git"
-    try:
-        word = (git / "HEAD").read_text(encoding="ascii").strip()
-        name = _BRANCH.fullmatch(word)
-        if name and (git / name[1]).is_file():
-            word = (git / name[1]).read_text(encoding="ascii").strip()
-        elif name:
-            packed = (git / "packed-refs").read_text(encoding="utf-8").splitlines()
-            word = next((line.split()[0] for line in packed if line.endswith(f" {name[1]}")), "")
-    except (OSError, ValueError):
-        return None
-    return word[:_DIGITS] if _COMMIT.fullmatch(word) else None
-
-
 def _ending_file(run: Run, out: Path) -> Path:
     return run.folder(out).with_name(f"{run.name}.json")
+
+
+def _commits(folder: Path) -> str:
+    """What trained it, by its records; by its command.txt where these, of an earlier version, do not say."""
+    found = (record.get("commit") for record in _records(folder))
+    known = dict.fromkeys(c for c in found if isinstance(c, str) and _VERSION.fullmatch(c))
+    return " ".join(known) or revision(_user_dir(folder))
 
 
 def _user_dir(folder: Path) -> Path:

@@ -25,6 +25,7 @@ from rt_plugin.console.processes import children_of
 from rt_plugin.pretrain import launch
 from rt_plugin.pretrain.fairseq import command_line
 from rt_plugin.pretrain.recipes import RECIPES
+from rt_plugin.pretrain.revision import revision
 
 SCHEDULE = ("--updates", "6", "--warmup-updates", "2", "--save-interval", "3", "--log-interval", "1")
 SMALL = ("--recipe", "tiny", "--tokens-per-sample", "32", "--batch-tokens", "512", "--tokens-per-device", "256")
@@ -455,6 +456,7 @@ def test_log_has_what_people_look_at(trained):
         assert record["mask_perplexity"] == pytest.approx(2 ** record["mask_loss"], rel=1e-2)
     assert all(r["tokens_per_update"] > 200 for r in by_split["train"])
     assert by_split["train"][-1]["loss"] < by_split["train"][0]["loss"]
+    assert {r["commit"] for r in records} == {revision()}
     assert "torchrun" in (trained / "two" / "command.txt").read_text()
 
 

@@ -321,6 +321,22 @@ def test_a_run_that_broke_off_is_told_and_tried_again(corpus, trainer, tmp_path,
     assert {r["failed"] for r in rows_of(out / "results" / "runs.csv")} == {""}
 
 
+def test_a_run_has_the_commits_that_trained_it(corpus, trainer, tmp_path):
+    """Not that of the checkout as the run is taken in; what is no name of a version is left out."""
+    out, plan = tmp_path / "out", make_plan(tmp_path)
+    words = (plan, "--out", out, "--data", corpus, "--stage", "search")
+    assert replicate(*words) == 0
+    folder = out / "search" / "ffn-lr0.001-seed1"
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    commits = ("a3ba108", "a3ba108", "d0432fb-dirty", "| x |\n")
+    text = "".join(json.dumps({**line, "commit": c}) + "\n" for line, c in zip(lines, commits, strict=True))
+    (folder / "log.jsonl").write_text(text)
+    Path(f"{folder}.json").unlink()
+    assert replicate(*words) == 0
+    (row,) = [r for r in rows_of(out / "results" / "runs.csv") if (r["arm"], r["learning_rate"]) == ("ffn", "0.001")]
+    assert row["commit"] == "a3ba108 d0432fb-dirty"
+
+
 def test_final_needs_the_search(corpus, trainer, tmp_path, capsys):
     assert replicate(make_plan(tmp_path), "--out", tmp_path / "out", "--data", corpus, "--stage", "final") == 1
     assert "6 runs of the search are left, ffn-lr0.0005-seed1 first: --stage search" in capsys.readouterr().err
