@@ -6,7 +6,8 @@ import hashlib
 
 def is_held_out(text: str, share: float) -> bool:
     """Whether rows with this first text are held out: by the SHA-256 of the text, so that it is always the same rows,
-    and all rows about one text (the questions about a passage, the candidates for a premise) stay on one side.
+    and all rows with that text (MultiRC's questions about a passage, COPA's candidates for a premise) stay on one side;
+    not so the passages of QNLI and BoolQ, whose first text is the question.
 
     Args:
         text: the first text of a row, as the file has it.
