@@ -123,9 +123,9 @@ def good_range(scores: Mapping[float, Sequence[float]], margin: float, failed: C
     freedom for the smallest n; it ends at 0 and at the width of the grid.
 
     Of an uneven curve the width comes out too narrow, as the best median is one of several and a plateau breaks where
-    seeds scatter: by a few per cent where their standard deviation is half a margin, by half and more where it is
+    seeds scatter: by up to a seventh where their standard deviation is half a margin, by half and more where it is
     one and a half margins and the plateau wide; and the interval, which knows nothing of that, then misses it
-    (tests/replicate/range_coverage.py prints how often). It knows nothing of another pretraining either.
+    (tests/replicate/stability_coverage.py prints how often). It knows nothing of another pretraining either.
 
     Args:
         scores: learning rate -> score of each seed, in the unit of the margin.
