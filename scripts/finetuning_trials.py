@@ -84,14 +84,11 @@ RECIPES = {
 LR, SEED = "3e-4", "1"  # of the comparison of recipes, and of the task before
 SEEDS = {"STS-B": 3, "RTE": 5, "MRPC": 5, "CoLA": 3, "SST-2": 3}  # of the fine-tunings with what was chosen
 # task -> recipes, in the order in which they are run; single sentences have no pair
-OF_PAIRS = (
-    *("pair", "first", "mean", "max", "pair-decay0.8", "pair-4epochs", "pair-10epochs", "pair-mnli", "pair-qqp"),
-    *("apart", "aligned"),
-)
+TOGETHER = ("pair", "first", "mean", "max", "pair-decay0.8", "pair-4epochs", "pair-10epochs", "pair-mnli", "pair-qqp")
 PLAN = {
-    "STS-B": (*OF_PAIRS, "apart-10epochs", "aligned-10epochs", "aligned-qqp-10epochs"),
-    "RTE": (*OF_PAIRS, "apart-4epochs", "aligned-4epochs", "aligned-mnli"),
-    "MRPC": (*OF_PAIRS, "apart-4epochs", "aligned-4epochs", "aligned-qqp-4epochs"),
+    "STS-B": (*TOGETHER, "apart", "apart-10epochs", "aligned", "aligned-10epochs", "aligned-qqp-10epochs"),
+    "RTE": (*TOGETHER, "apart", "apart-4epochs", "aligned", "aligned-4epochs", "aligned-mnli"),
+    "MRPC": (*TOGETHER, "apart", "apart-4epochs", "aligned", "aligned-4epochs", "aligned-qqp-4epochs"),
     "QNLI": ("pair", "apart", "aligned"),
     "CoLA": ("first", "mean", "max", "mean-decay0.8", "mean-4epochs", "mean-10epochs"),
     "SST-2": ("first", "mean", "max", "mean-4epochs"),
