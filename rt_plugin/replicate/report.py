@@ -152,7 +152,8 @@ def final_section(results: Results) -> list[str]:
     for arm in results.arms(FINAL):
         runs = [row for row in results.of(FINAL) if row["arm"] == arm]
         valid = [float(row["valid_loss"] or "nan") for row in runs]
-        test = [float(row["test_loss"]) for row in runs if row["test_loss"]]
+        measured = any(row["test_loss"] for row in runs)  # else a failed run's loss would stand there alone
+        test = [outcome(row) for row in runs if row["test_loss"] or (measured and row["failed"] in _FAILURES)]
         failed = sum(bool(row["failed"]) for row in runs)
         tokens, hours = (np.mean([float(row[name]) for row in runs]) for name in ("tokens", "hours"))
         parameters = f"{int(runs[0]['parameters']):,}" if runs[0]["parameters"] else "-"
@@ -165,7 +166,8 @@ def final_section(results: Results) -> list[str]:
     return [
         "## Final runs",
         "Means over seeds with standard deviations, bits a masked token. Test: over the <mask> positions of the test "
-        "split, the same for all; validation: over all positions chosen, which differ by seed.",
+        "split, the same for all, or a failed run's last finite validation loss; validation: over all positions "
+        "chosen, which differ by seed.",
         markdown_table([*headings, "failed"], rows),
         f"**{left(results)} final runs are left: nothing is compared before all have ended.**" if left(results) else "",
     ]

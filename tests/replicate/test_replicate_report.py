@@ -132,6 +132,7 @@ def test_a_failed_run_counts_with_its_last_finite_loss(results):
     text = results(LOSSES, diverge)
     assert cells(text, "1. swish-rnn - ffn")[1] == f"{(6.49 + 9.5 + 6.51) / 3 - 8:+.4f}"
     assert cells(text, "1. swish-rnn - ffn")[-1] == "not told apart"
+    assert cells(text.split("## Final runs")[1], "swish-rnn")[4].startswith(f"{(6.49 + 9.5 + 6.51) / 3:.4f} ± ")
     assert cells(text, "final")[5:] == ["diverged", "said so"]
 
 
