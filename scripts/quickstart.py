@@ -190,7 +190,7 @@ class Run:
             "--optimizer adam --adam-betas '(0.9, 0.98)' --adam-eps 1e-6 --weight-decay 0.01 --clip-norm 1 "
             f"--lr-scheduler polynomial_decay --warmup-updates {updates // 6} --total-num-update {updates} "
             f"--max-update {updates} --seed 1 --log-format json --log-interval {LOG_INTERVAL} "
-            + ("--fp16" if self.gpu else "--cpu --num-workers 0"),
+            + ("--fp16 --distributed-world-size 1" if self.gpu else "--cpu --num-workers 0"),
             log=log_of(save_dir),
             updates=updates,
         )

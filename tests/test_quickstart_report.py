@@ -127,3 +127,14 @@ def test_fairseqs_commands_are_started_as_this_python_can(python, start, quickst
     run.pretrain("roberta")
     assert [command for command in commands if command.startswith(f"{start.format('preprocess')} --only-source ")]
     assert commands[-1].startswith(f"{start.format('train')} --user-dir rt_plugin ")
+
+
+def test_a_training_takes_one_gpu(quickstart, tmp_path, monkeypatch):
+    """fairseq-train by itself takes all that it sees, and then other batches than those of the settings."""
+    commands = []
+    monkeypatch.setattr(quickstart.Run, "stage", lambda self, title, *words, **_: commands.extend(words))
+    for gpu in (True, False):
+        run = quickstart.Run(tmp_path, quickstart.SETTINGS["tiny"], gpu=gpu)
+        run.pretrain("roberta")
+        run.finetune("roberta")
+    assert ["--distributed-world-size 1" in command for command in commands] == [True, True, False, False]

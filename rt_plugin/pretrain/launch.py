@@ -249,7 +249,9 @@ def _loaders(devices: Devices) -> int:
 def launch_command(args: argparse.Namespace, devices: Devices, options: list[str]) -> list[str]:
     """The command: fairseq-train for one process, torchrun for several."""
     if devices.total == 1:
-        return [*fairseq.command_line("train"), *options, "--user-dir", str(USER_DIR)]
+        # fairseq-train by itself takes all GPUs
+        alone = () if devices.kind == "cpu" else ("--distributed-world-size", "1")
+        return [*fairseq.command_line("train"), *options, *alone, "--user-dir", str(USER_DIR)]
     if devices.kind == "cpu":  # in front, so that another --ddp-backend behind the -- takes its place
         options = ["--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp", *options]
     where = [f"--nproc-per-node={devices.processes}"]

@@ -1,6 +1,8 @@
 """Repairs of training and validation with several processes, on a CPU above all."""
 
 import functools
+import os
+import sys
 from multiprocessing import context
 from multiprocessing.reduction import ForkingPickler
 
@@ -41,6 +43,36 @@ def process_groups_left_open(patches: Patches) -> None:
             vars(distributed_utils.get_global_group).pop("_global_group", None)
 
     patches.set(distributed_utils, "distributed_main", distributed_main_to_the_end)
+
+
+@repair(
+    patches=["fairseq.distributed.utils.call_main"],
+    until="fairseq counts no GPUs where `--cpu` is given",
+)
+def one_process_on_a_cpu(patches: Patches) -> None:
+    """`--cpu` on a machine with several GPUs starts a process for each, which NCCL cannot connect: by default the world
+    size is the number of GPUs. It is 1, unless it is given or a launcher has started several processes.
+
+    fairseq-hydra-train calls call_main before it imports the plugin: there it has to be given.
+    """
+    call_main = distributed_utils.call_main
+
+    @functools.wraps(call_main)
+    def call_main_once(cfg, main, **kwargs):
+        if cfg.common.cpu and _world_size_is_default(cfg.distributed_training):
+            cfg.distributed_training.distributed_world_size = 1
+        return call_main(cfg, main, **kwargs)
+
+    patches.set(distributed_utils, "call_main", call_main_once)
+
+
+def _world_size_is_default(cfg) -> bool:
+    """Whether nobody chose how many processes train; `cfg`: fairseq's distributed_training group."""
+    names = ("--distributed-world-size", "distributed_training.distributed_world_size")  # the second is hydra's
+    given = any(word.lstrip("+").partition("=")[0] in names for word in sys.argv[1:])
+    launched = os.environ.get("WORLD_SIZE", "1") != "1"
+    is_count = cfg.distributed_world_size == torch.cuda.device_count()
+    return is_count and not given and not launched and cfg.distributed_init_method is None
 
 
 @repair(

@@ -66,7 +66,8 @@ def _trainer(plan: Plan, arm: Arm, data: str) -> Trainer:
     args = launch.parse_arguments(launch_options(plan, run, data, Path("unused")))
     devices = launch.Devices(launch.find_devices(args).kind, processes=1)
     words = launch.fairseq_options(args, launch.choose_recipe(args), devices)
-    parsed = options.parse_args_and_arch(options.get_training_parser(), [*words, "--user-dir", str(USER_DIR)])
+    words += ["--distributed-world-size", "1", "--user-dir", str(USER_DIR)]
+    parsed = options.parse_args_and_arch(options.get_training_parser(), words)
     cfg = convert_namespace_to_omegaconf(parsed)
     task = tasks.setup_task(cfg.task)
     return Trainer(cfg, task, task.build_model(cfg.model), task.build_criterion(cfg.criterion))

@@ -81,9 +81,17 @@ def test_batch_is_the_recipes_on_any_number_of_gpus(recipe, gpus, capsys, monkey
     assert gpus * tokens * steps == RECIPES[recipe].batch_tokens
     assert RECIPES[recipe].tokens_per_sample <= tokens <= 16_384
     assert options["program"] == (command_line("train")[0] if gpus == 1 else "torchrun")
+    assert options.get("--distributed-world-size") == ("1" if gpus == 1 else None)
     assert "--fp16" in options
     assert "--cpu" not in options
     assert 1 <= int(options["--num-workers"]) <= max(1, os.cpu_count() // gpus)  # processes that read, for each GPU
+
+
+def test_one_process_trains_on_one_gpu_of_several(capsys, monkeypatch):
+    """fairseq-train would take all that it sees."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    options = printed_options(capsys, "--recipe", "base", "--processes", "1")
+    assert (options["program"], options["--distributed-world-size"]) == (command_line("train")[0], "1")
 
 
 def test_batch_that_cannot_be_split_evenly_is_nearly_the_recipes(capsys):

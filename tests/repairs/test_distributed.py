@@ -7,8 +7,10 @@ import time
 
 import pytest
 import torch
+from fairseq.dataclass.configs import FairseqConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import distributed_fairseq_model
+from omegaconf import OmegaConf
 
 from conftest import REPOSITORY
 from repair_cases import with_and_without
@@ -50,6 +52,32 @@ def test_plugin_in_new_processes(method):
         for repair in ("", "plugin_in_new_processes")
     ]
     assert codes == [0, 1]
+
+
+def test_one_process_on_a_cpu(monkeypatch):
+    """As on a machine with two GPUs; processes that are asked for are started."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    def processes(*words, cpu=True) -> int:
+        started = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.multiprocessing, "spawn", lambda fn, args, nprocs, join: started.append(nprocs))
+            patch.setattr(sys, "argv", ["fairseq-train", *words])
+            cfg = OmegaConf.structured(FairseqConfig())
+            cfg.distributed_training.distributed_world_size = 2
+            cfg.common.cpu = cpu
+            distributed_utils.call_main(cfg, lambda cfg: started.append(1))
+        return started[0]
+
+    def alone():
+        assert processes() == 1
+
+    assert isinstance(with_and_without("one_process_on_a_cpu", alone), AssertionError)
+    assert processes("--distributed-world-size", "2") == processes("--distributed-world-size=2") == 2
+    assert processes("distributed_training.distributed_world_size=2") == 2
+    assert processes(cpu=False) == 2
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert processes() == 2
 
 
 @pytest.mark.parametrize("repair", ["", "broadcast_between_processes"])
