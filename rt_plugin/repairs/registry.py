@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 TOPICS = (
     "libraries",
     "precision",
+    "memory",
     "distributed",
     "data",
     "checkpoint_files",

@@ -51,7 +51,7 @@ class Timed:
         """Train on the batches of one update; returns the seconds it took."""
         _wait_for_device(self.trainer)
         began = time.perf_counter()
-        self.trainer.train_step(batches)
+        self.trainer.train_step(batches, raise_oom=True)
         _wait_for_device(self.trainer)
         return time.perf_counter() - began
 

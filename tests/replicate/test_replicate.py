@@ -14,11 +14,13 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
 from conftest import ENVIRONMENT, REPOSITORY, SAMPLE
 from rt_plugin.corpus import prepare
+from rt_plugin.model import RecurrentRobertaModel
 from rt_plugin.replicate import command, report, steps
 from rt_plugin.replicate.plan import SCALES, load_plan
 from rt_plugin.replicate.results import write_csv, write_finetunings
@@ -721,6 +723,19 @@ def test_smoke_scale_from_search_to_report(corpus, tmp_path, capsys):
     assert replicate(*words, "--stage", "time") == 0
     assert "steps.csv: was measured before; delete it to measure anew" in capsys.readouterr().err
     assert rows_of(out / "results" / "steps.csv") == timed
+
+
+def test_time_updates_by_one_process_that_runs_out_of_memory(corpus, tmp_path, capsys, monkeypatch):
+    """As with two GPUs: all arms train in this process, on one of them."""
+
+    def full(self, *args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(RecurrentRobertaModel, "forward", full)
+    words = ["--data", str(corpus), "--out", str(tmp_path / "steps.csv")]
+    assert steps.main([make_plan(tmp_path), *words]) == 1
+    assert "the 2 arms do not fit into memory together: CUDA out of memory" in capsys.readouterr().err
 
 
 def test_time_updates_refuses_in_one_line(corpus, tmp_path, capsys):
