@@ -32,13 +32,14 @@ class FusedAdam(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure=None):
+        """One update; none where the scaler of --amp has set `found_inf`, which the kernel heeds."""
         eps = [group["eps"] for group in self.param_groups]
         try:
             for group in self.param_groups:
                 group["eps"] /= math.sqrt(1 - group["betas"][1] ** (self._updates + 1))
             return super().step(closure)
         finally:
-            self._updates += 1
+            self._updates += not getattr(self, "found_inf", None)
             for group, value in zip(self.param_groups, eps, strict=True):
                 group["eps"] = value
 

@@ -6,6 +6,7 @@ import importlib.util
 import torch
 from fairseq.distributed import utils as distributed_utils
 from fairseq.nan_detector import NanDetector
+from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.optim.fp16_optimizer import _FP16OptimizerMixin
 from fairseq.trainer import Trainer
 
@@ -106,6 +107,22 @@ def overflow_on_cpu(patches: Patches) -> None:
             return None
 
     patches.set(Trainer, "train_step", train_step_on_any_device)
+
+
+@repair(
+    patches=["fairseq.optim.amp_optimizer.AMPOptimizer.step"],
+    until="fairseq's AMPOptimizer steps what it has unscaled",
+)
+def gradients_unscaled_once(patches: Patches) -> None:
+    """`--amp` divides the gradients by the loss scale twice, which makes Adam's eps larger by that factor: to clip, the
+    optimizer is unscaled; to step, fairseq's wrapper of it, of which the scaler knows nothing yet.
+    """
+
+    def step(self):
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    patches.set(AMPOptimizer, "step", step)
 
 
 @repair(

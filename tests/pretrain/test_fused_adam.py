@@ -47,6 +47,27 @@ def test_each_goes_on_from_the_others_state(first, second, weights):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
 
 
+def test_an_update_that_a_scaler_skips_is_none(weights):
+    """The kernel finds out by itself; counted, it would correct the eps of later updates too little."""
+
+    def weights_after(optimizer_class, overflows=()):
+        parameters = [torch.nn.Parameter(weight.clone()) for weight in weights]
+        optimizer, scaler = optimizer_class(parameters, **OPTIONS), torch.amp.GradScaler("cpu", init_scale=16)
+        for update in range(4 + len(overflows)):
+            loss = sum(torch.sin(3 * p).sum() for p in parameters)
+            scaler.scale(loss * (float("inf") if update in overflows else 1)).backward()
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        return torch.cat([p.detach().flatten() for p in parameters]), optimizer.state_dict()["state"][0]["step"]
+
+    plain, _ = weights_after(FusedAdam)
+    skipped, steps = weights_after(FusedAdam, overflows=(0, 2))
+    assert torch.equal(skipped, plain) and steps == 4
+    assert (plain - weights_after(Adam)[0]).abs().max() < 2e-6
+
+
 def weights_of(folder):
     state = torch.load(folder / "checkpoint_last.pt", weights_only=False)
     return torch.cat([value.flatten() for value in state["model"].values() if value.is_floating_point()])

@@ -1,5 +1,6 @@
 """Repairs of half precision and of trainings that diverge: each works, and the very same thing breaks without it."""
 
+import functools
 import time
 
 import pytest
@@ -42,6 +43,25 @@ def test_half_precision_trains_saves_and_resumes_on_the_cpu(flags, data_bin, tmp
     run_command("fairseq-train", *options, "--max-update", "2")
     resumed = run_command("fairseq-train", *options, "--max-update", "3")
     assert "@ 2 updates" in resumed.stdout
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "fused_adam"])
+def test_gradients_unscaled_once(optimizer, train_here, monkeypatch):
+    """A loss scale is a power of two: with it the updates are the same, to the last bit."""
+    monkeypatch.setattr(torch.cuda.amp, "GradScaler", functools.partial(torch.amp.GradScaler, "cpu"))
+    options = ("--optimizer", optimizer, "--adam-eps", "1e-3", "--max-update", "3")
+
+    def weights(*flags):
+        folder = train_here(*options, *flags)
+        return torch.load(folder / "checkpoint_last.pt", weights_only=True)["model"]
+
+    plain = weights()
+
+    def train():
+        scaled = weights("--amp")
+        assert [name for name in plain if not torch.equal(plain[name], scaled[name])] == []
+
+    assert isinstance(with_and_without("gradients_unscaled_once", train), AssertionError)
 
 
 def test_training_that_diverges(train_here, tmp_path):
