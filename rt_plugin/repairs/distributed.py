@@ -10,6 +10,7 @@ import torch
 from fairseq import utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import distributed_fairseq_model
+from fairseq.trainer import Trainer
 
 from rt_plugin.console.processes import plugin_first
 from rt_plugin.repairs.registry import Patches, repair
@@ -156,3 +157,24 @@ def ddp_on_cpu(patches: Patches) -> None:
             super().__init__(module, device_ids=device_ids, output_device=output_device, **kwargs)
 
     patches.set(distributed_fairseq_model, "DistributedDataParallel", DistributedDataParallel)
+
+
+@repair(
+    patches=["fairseq.trainer.Trainer.__init__"],
+    threads=["facebookresearch/fairseq#962", "facebookresearch/fairseq#1119"],
+    until="fairseq's RoBERTa has no language model's head while it is fine-tuned",
+)
+def weights_without_gradients(patches: Patches) -> None:
+    """Fine-tuning by several processes ends at the second update with `Expected to have finished reduction in the prior
+    iteration`: torch's DDP waits for gradients of the language model's head. For rt_glue it looks which weights have
+    some, as `--find-unused-parameters` says.
+    """
+    init_trainer = Trainer.__init__
+
+    @functools.wraps(init_trainer)
+    def init_trainer_for_fine_tuning(self, cfg, *args, **kwargs):
+        if getattr(cfg.task, "_name", None) == "rt_glue":
+            cfg.distributed_training.find_unused_parameters = True  # which legacy_ddp does not read
+        init_trainer(self, cfg, *args, **kwargs)
+
+    patches.set(Trainer, "__init__", init_trainer_for_fine_tuning)

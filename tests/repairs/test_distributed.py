@@ -1,6 +1,7 @@
 """Repairs of several processes: each works, and the very same thing breaks without it."""
 
 import argparse
+import copy
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import torch
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import distributed_fairseq_model
+from fairseq.trainer import Trainer
 from omegaconf import OmegaConf
 
 from conftest import REPOSITORY
@@ -121,6 +123,31 @@ def test_ddp_on_cpu(tmp_path):
     finally:
         torch.distributed.destroy_process_group()
     assert "device_ids" in str(error)
+
+
+def test_weights_without_gradients(tmp_path):
+    """The second of two updates of a model half of which has no part in the loss, as torch's DDP makes them."""
+    cfg = OmegaConf.structured(FairseqConfig())
+    cfg.task = {"_name": "rt_glue"}
+    cfg.common.cpu = True
+    cfg.distributed_training.distributed_world_size = 1
+
+    def two_updates():
+        halves = torch.nn.ModuleDict({"body": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)})
+        halves.forward = lambda x: halves["body"](x)
+        trainer = Trainer(copy.deepcopy(cfg), None, halves, torch.nn.Identity())
+        model = distributed_fairseq_model.DistributedFairseqModel(
+            trainer.cfg.distributed_training, halves, torch.distributed.group.WORLD, torch.device("cpu")
+        )
+        for _ in range(2):
+            model(torch.ones(1, 2)).sum().backward()
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        error = with_and_without("weights_without_gradients", two_updates)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert "Expected to have finished reduction in the prior iteration" in str(error)
 
 
 def test_logs_of_several_processes(tmp_path):

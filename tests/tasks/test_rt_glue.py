@@ -177,8 +177,9 @@ def test_half_a_line_of_metrics_takes_no_other_with_it(qnli, tmp_path):
     assert (entry["updates"], entry["score"]) == (5, 0.9)
 
 
-def test_two_processes_compute_the_metrics_of_one(qnli, tmp_path):
-    options = ("--batch-size", "10", "--max-update", "2", "--max-positions", "48", "--ddp-backend", "legacy_ddp")
+@pytest.mark.parametrize("backend", ["legacy_ddp", "pytorch_ddp"])
+def test_two_processes_compute_the_metrics_of_one(backend, qnli, tmp_path):
+    options = ("--batch-size", "10", "--max-update", "2", "--max-positions", "48", "--ddp-backend", backend)
     run_two("fairseq-train", qnli, *FINE_TUNING, *options, "--save-dir", tmp_path)
     (entry,) = dev_metrics(tmp_path)
     assert entry["accuracy"] == pytest.approx(accuracy(tmp_path / "checkpoint_last.pt", qnli), abs=1e-12)
