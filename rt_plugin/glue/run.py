@@ -30,7 +30,8 @@ def train(command: list[str], folder: Path, threads: int, gpu: str | None) -> No
         command: "fairseq-train" and its arguments.
         folder: the --save-dir, made if needed.
         threads: of the CPU.
-        gpu: the one that CUDA shall see; None for the CPU.
+        gpu: the one that CUDA shall see, as CUDA_VISIBLE_DEVICES names it; None for those that it saw before: in a fork
+            of `rt_plugin.glue.sweep.fork_server` none.
     """
     end_with_parent()  # a sweep that is killed cannot stop its runs
     folder.mkdir(parents=True, exist_ok=True)

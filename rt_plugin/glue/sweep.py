@@ -203,12 +203,17 @@ def _server_was_killed() -> UserError:
 
 
 def fork_server() -> multiprocessing.context.BaseContext:
-    """Start the process that the runs are forked from; it imports all that a run needs, and starts no threads."""
+    """Start the process that the runs are forked from; it imports all that a run needs, and starts no threads.
+
+    It sees no GPU, nor does a run that is given none: fairseq counts them while it is imported, for which CUDA may have
+    to be initialised, and that is of no use to processes that are forked from there.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED_BEFORE_FORKING)
     before = dict(os.environ)
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # else importing numpy starts threads
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # fairseq imports pyarrow where it is there
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin slow down the runs beside them
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # before Python 3.12 the server has its own path
     try:

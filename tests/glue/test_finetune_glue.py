@@ -21,6 +21,7 @@ import torch
 from conftest import REPOSITORY, run_command
 from rt_plugin.console.commands import STOPPED
 from rt_plugin.errors import UserError
+from rt_plugin.glue import run
 from rt_plugin.glue.finetune import main, parse_arguments
 from rt_plugin.glue.plan import PlannedRun, plan
 from rt_plugin.glue.results import COLUMNS, read_csv, summarize, write_csv
@@ -199,6 +200,22 @@ def test_runs_are_forked_from_a_process_without_threads(sweep, tmp_path):
     process.start()
     process.join()
     assert (tmp_path / "threads").read_text() == "1"
+
+
+def write_visible_gpus(folder: Path, gpu: str | None) -> None:
+    run.cli_main = lambda: (folder / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+    run.train(["fairseq-train"], folder, 1, gpu)
+
+
+@pytest.mark.parametrize("gpu", [None, "3", "MIG-8d0a6ed9"])
+def test_a_run_sees_its_gpu_alone(gpu, tmp_path, monkeypatch):
+    """The process that it is forked from sees none: on some machines counting them would take CUDA from the run."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    process = fork_server().Process(target=write_visible_gpus, args=(tmp_path, gpu))
+    process.start()
+    process.join()
+    assert (process.exitcode, (tmp_path / "gpus").read_text()) == (0, gpu or "")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
