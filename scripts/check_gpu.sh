@@ -6,8 +6,9 @@
 # The parts, all of them by default: build tests memcheck initcheck benchmark_op tune benchmark_block benchmark_update
 #                                         steps tables.
 # Needs nvcc (CUDA_HOME or PATH) and, in the active environment or .venv, a torch with CUDA, numpy, pytest, hypothesis and
-# setuptools; nothing is fetched. The training steps need fairseq, and transformers where it is to be compared. Exits with
-# 1 where a part failed. --dry does all of it on a CPU with small shapes: it shows that the script works, and nothing else.
+# setuptools; nothing is fetched. benchmark_update and steps need fairseq, and steps transformers where it is to be compared;
+# the tests of a whole model need fairseq and examples/checkpoints. What cannot run is said to be left out. Exits with 1
+# where a part failed. --dry does all of it on a CPU with small shapes: it shows that the script works, and nothing else.
 set -uo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -44,10 +45,14 @@ else
 ,transformers,transformers-compiled")
 fi
 
+asked() { # $1: a part
+  [[ $parts == "  " || $parts == *" $1 "* ]]
+}
+
 part() { # $1: its name; the rest: the command
   local name=$1 start=$SECONDS
   shift
-  [[ $parts == "  " || $parts == *" $name "* ]] || return
+  asked "$name" || return
   echo "== $name"
   if "$@" >"$out/$name.log" 2>&1; then
     echo "$name: passed in $((SECONDS - start)) s"
@@ -63,6 +68,18 @@ shown() { # a part whose output belongs in the report
   part "$@" && cat "$out/$1.log"
 }
 
+has_fairseq() {
+  "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("fairseq") is None)' 2>/dev/null
+}
+
+shown_with_fairseq() { # a part whose output belongs in the report, where fairseq is
+  if has_fairseq; then
+    shown "$@"
+  elif asked "$1"; then
+    echo "left out: $1, which needs fairseq: not installed for $python"
+  fi
+}
+
 build() {
   local capability
   if [ -n "$dry" ]; then
@@ -72,6 +89,19 @@ build() {
   capability=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())') || return 1
   TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$capability} RT_BUILD_CPU=1 RT_BUILD_CUDA=1 \
     "$python" setup.py build_ext --inplace
+}
+
+run_tests() {
+  local files=(tests/test_ops.py) whole_model=tests/inference/test_interface.py
+  asked tests || return
+  if ! has_fairseq; then
+    echo "left out: $whole_model, which needs fairseq: not installed for $python"
+  elif [ ! -d examples/checkpoints ]; then
+    echo "left out: $whole_model, which needs examples/checkpoints: not there"
+  else
+    files+=("$whole_model")
+  fi
+  part tests "$python" -m pytest -q "${files[@]}" "${tests[@]}"
 }
 
 # Few cases: under the checker each takes a thousand times as long. torch's own allocator would hide an access that is out
@@ -119,13 +149,13 @@ run() {
   [ -n "$dry" ] || nvcc --version | tail -n 2
   part build build
   shown backends "$python" -m rt_plugin backends "${required[@]}"
-  part tests "$python" -m pytest -q tests/test_ops.py tests/inference/test_interface.py "${tests[@]}"
+  run_tests
   memory_checks
   shown benchmark_op measure_op
   shown tune "$python" scripts/tune_cuda.py "${tune[@]}" --out "$out"
   shown benchmark_block measure_block
-  shown benchmark_update measure_update
-  shown steps measure_steps
+  shown_with_fairseq benchmark_update measure_update
+  shown_with_fairseq steps measure_steps
   shown tables "$python" scripts/tabulate_gpu.py "$out"
   echo "== summary: ${#failed[@]} parts failed ${failed[*]-}"
   [ ${#failed[@]} -eq 0 ]

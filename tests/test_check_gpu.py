@@ -15,11 +15,11 @@ sys.path.insert(0, str(REPOSITORY / "scripts"))
 import tabulate_gpu
 
 
-def check_gpu(folder, *parts):
+def check_gpu(folder, *parts, checkout=REPOSITORY, **environment):
     return subprocess.run(
         ["bash", "scripts/check_gpu.sh", "--dry", str(folder), *parts],
-        cwd=REPOSITORY,
-        env={**ENVIRONMENT, "PYTHON": sys.executable},
+        cwd=checkout,
+        env={**ENVIRONMENT, "PYTHON": sys.executable, **environment},
         capture_output=True,
         text=True,
         timeout=900,
@@ -76,6 +76,26 @@ def test_tables(report):
     assert "| 9 x 2 x 64   |   2 | bfloat16 | backward " in text
     assert text.count("recurrent-k1") == 4  # two types, rows full and padded
     assert "Not measured yet" not in text
+
+
+def test_what_needs_fairseq_is_left_out_without_it(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['fairseq'] = None\n")
+    path = os.pathsep.join(filter(None, [str(tmp_path), ENVIRONMENT.get("PYTHONPATH")]))
+    result = check_gpu(tmp_path, "tests", "benchmark_update", "steps", PYTHONPATH=path)
+    assert result.returncode == 0, result.stdout
+    assert "== tests\ntests: passed in" in result.stdout and "== steps" not in result.stdout
+    for what in ("tests/inference/test_interface.py", "benchmark_update", "steps"):
+        assert f"left out: {what}, which needs fairseq: not installed for {sys.executable}" in result.stdout
+
+
+def test_a_copy_without_models_is_checked(tmp_path):
+    """What is packed for another machine may lack the models of examples/, whose weights are large."""
+    for name in ("rt_plugin", "scripts", "tasks", "criterions", "tests", "docs", "pyproject.toml"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    result = check_gpu(tmp_path / "out", "tests", checkout=tmp_path)
+    assert result.returncode == 0, result.stdout
+    left_out = "left out: tests/inference/test_interface.py, which needs examples/checkpoints: not there"
+    assert left_out in result.stdout and "tests: passed in" in result.stdout
 
 
 def test_failure_is_told(tmp_path):
