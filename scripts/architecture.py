@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "export": (*_TEXT, "inference", "evaluation", "huggingface"),
     "huggingface": ("ops", "modules", "model", *_TEXT),
     "corpus": _TEXT,
-    "pretrain": _TEXT,
+    "pretrain": (*_TEXT, "ops"),  # whether a GPU has the compiled operation
     "glue": (*_TEXT, "inference", "hub"),
     "evaluation": ("reference", "modules", *_TEXT, "inference", "hub"),  # it looks into the blocks of a loaded model
     "replicate": (*_TEXT, "pretrain", "glue"),

@@ -14,6 +14,7 @@ Examples:
 import argparse
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import shlex
@@ -313,6 +314,7 @@ def run(args: argparse.Namespace) -> int:
     print(describe(recipe, devices, command), flush=True)
     if args.print_only:
         return 0
+    warn_of_plain_recurrence(args, devices)
     try:
         if args.dry_run:
             dry_run(args, recipe, command)
@@ -346,6 +348,19 @@ def describe(recipe: Recipe, devices: Devices, command: list[str]) -> str:
         f"schedule: {recipe.updates:,} updates, {recipe.warmup_updates:,} of them warm-up to {recipe.learning_rate:g}\n"
         f"batch: {batch} tokens at most (the recipe's: {recipe.batch_tokens:,})\n$ {shlex.join(command)}"
     )
+
+
+def warn_of_plain_recurrence(args: argparse.Namespace, devices: Devices) -> None:
+    """Say in one line why a GPU is going to run the recurrence without the compiled operation."""
+    words = (word for option in args.fairseq_options for word in option.split("=", 1))
+    kind = dict(itertools.pairwise(words)).get("--recurrence-type", "swish-rnn")
+    if devices.kind == "cpu" or args.model != "recurrent_roberta" or kind != "swish-rnn":
+        return
+    from rt_plugin import ops
+
+    if reason := ops.native_backends()["cuda"]:
+        line = f"the recurrence runs in plain PyTorch on the GPU, position after position, which is slow: {reason}"
+        print(f"rt-plugin pretrain: warning: {line}", file=sys.stderr, flush=True)
 
 
 def dry_run(args: argparse.Namespace, recipe: Recipe, command: list[str]) -> None:

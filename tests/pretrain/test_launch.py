@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from conftest import ENVIRONMENT, REPOSITORY, free_port
+from rt_plugin import ops
 from rt_plugin.console.commands import STOPPED
 from rt_plugin.console.processes import children_of
 from rt_plugin.pretrain import launch
@@ -216,6 +217,29 @@ def test_dry_run_trains_and_leaves_nothing(data_bin, tmp_path):
     assert last.startswith("dry run: 3 updates of ")
     assert "5,000 updates will take about" in last
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("gpus", "reason", "options", "warned"),
+    [
+        (1, "it was not built; build it", (), True),
+        (2, "it was not built; build it", ("--", "--recurrence-type", "swish-rnn"), True),
+        (1, "", (), False),
+        (0, "it was not built; build it", (), False),
+        (1, "it was not built; build it", ("--model", "roberta"), False),
+        (1, "it was not built; build it", ("--", "--recurrence-type=short-conv"), False),
+    ],
+)
+def test_a_gpu_without_the_compiled_operation_is_told(
+    gpus, reason, options, warned, data_bin, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(ops, "native_backends", lambda: {"cpu": "", "cuda": reason})
+    monkeypatch.setattr(launch, "dry_run", lambda *_: None)
+    assert launch.main([str(data_bin), *SMALL, "--save-dir", str(tmp_path / "run"), "--dry-run", *options]) == 0
+    said = capsys.readouterr().err
+    line = "rt-plugin pretrain: warning: the recurrence runs in plain PyTorch on the GPU, position after position, "
+    assert said == (f"{line}which is slow: {reason}\n" if warned else "")
 
 
 def test_dry_run_that_a_scheduler_stops_says_so(data_bin, tmp_path, capfd, monkeypatch):
