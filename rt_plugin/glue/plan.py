@@ -128,7 +128,7 @@ def plan_run(args: argparse.Namespace, task: GlueTask, lr: float, seed: int, mod
         *("--best-checkpoint-metric", SCORE, "--maximize-best-checkpoint-metric"),
         *("--valid-subset", ",".join(split for split in splits if split.startswith("valid"))),
         *("--no-epoch-checkpoints", "--log-format", "json", "--log-interval", "50", "--num-workers", "0"),
-        *([] if args.gpus else ["--cpu"]),
+        *(("--distributed-world-size", "1") if args.gpus else ("--cpu",)),  # by hand, too, where more GPUs are seen
         *args.fairseq_options,
     ]
     return PlannedRun(task, lr, seed, folder, command, args.epochs, rows, splits["valid"]["labels"])

@@ -17,9 +17,9 @@ from rt_plugin.model_folder.files import GLUE_FILE
 COMMAND_FILE = "command.txt"  # of a run
 SWEEP_FILE = "sweep.json"
 _CHECKSUM_DIGITS = 16
-# in which runs of one sweep differ, and between CPU and GPU
-_OF_A_RUN = ("--lr", "--seed", "--save-dir", "--warmup-updates", "--total-num-update", "--valid-subset", "--cpu")
-_FREE = ("--save-dir", "--cpu")
+_FREE = ("--save-dir", "--cpu", "--distributed-world-size")  # the last two: between CPU and GPU
+# in which runs of one sweep differ
+_OF_A_RUN = (*_FREE, "--lr", "--seed", "--warmup-updates", "--total-num-update", "--valid-subset")
 _PLACES = ("--user-dir", "--finetune-from-model")  # as seen from the folder where the command ran
 _MODEL, _MODEL_SUM = "checkpoint", "checkpoint sha256"
 

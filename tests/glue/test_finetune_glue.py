@@ -346,6 +346,14 @@ class TestOneModelAndOneSetOfOptionsInAFolder:
         assert "4 runs, 4 of them finished before" in capsys.readouterr().err
         assert sweep(out, *GRID) == 0
 
+    def test_cpu_and_gpu_are_free(self, out, sweep, glue_dir, pretrained, capsys):
+        """A run's command takes one GPU, also by hand, where fairseq-train would take all."""
+        assert sweep(out, *GRID, "--gpus", "3") == 0
+        assert "4 runs, 4 of them finished before" in capsys.readouterr().err
+        words = (glue_dir / "out", out, "--model", pretrained, *GRID, "--gpus", "3")
+        for planned in plan(parse_arguments([str(word) for word in words])):
+            assert "--distributed-world-size 1" in shlex.join(planned.command) and "--cpu" not in planned.command
+
     def test_a_record_that_is_no_json(self, out, sweep, capsys):
         (out / "sweep.json").write_text("{")
         assert sweep(out, *GRID) == 1
