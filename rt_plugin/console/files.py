@@ -26,9 +26,11 @@ def replacing(target: str | os.PathLike) -> Iterator[BinaryIO]:
     Until then its name is `temporary_name(target)`. What killed processes left is removed by the next attempt.
 
     Raises:
+        UserError: the target is a pipe or a device, which a file would take the place of.
         OSError: the file cannot be written.
     """
     target = Path(target)
+    _refuse_special(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_left_over(target)
     partial, descriptor = _held_file(target)
@@ -78,6 +80,13 @@ def _remove_left_over(target: Path) -> None:
                 os.close(held)
 
 
+def _refuse_special(target: Path) -> None:
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise UserError(
+            f"{target}: is a pipe or a device, expected a file or nothing; give the name of a file to write"
+        )
+
+
 def check_output(target: Path, source: Path | None = None) -> None:
     """Refuse the name of a file to write before any work is done for it.
 
@@ -86,8 +95,9 @@ def check_output(target: Path, source: Path | None = None) -> None:
         source: the text that is read meanwhile, if any.
 
     Raises:
-        UserError: the target is a folder, or the source itself, under whatever name.
+        UserError: the target is a folder, a pipe or a device, or the source itself, under whatever name.
     """
+    _refuse_special(target)
     if target.is_dir():
         raise UserError(f"{target}: is a folder; give the name of the file to write")
     if source and target.exists() and source.exists() and target.samefile(source):

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rt_plugin.console import commands
+from rt_plugin.console.files import check_output
 from rt_plugin.console.tables import markdown_table
 from rt_plugin.errors import UserError
 from rt_plugin.glue.hold_out import add_option as add_hold_out
@@ -66,6 +67,7 @@ def task_rows(task: GlueTask, files: dict[str, Path], hold_out: float = 0.0) -> 
 
 def run(args: argparse.Namespace) -> None:
     """The command's work."""
+    check_output(args.out)
     files = {}
     for task in [BY_NAME[name] for name in args.tasks] if args.tasks else TASKS:
         folder = source_folder(task, args.glue_dir)

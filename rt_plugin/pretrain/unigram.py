@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rt_plugin.console import commands
-from rt_plugin.console.files import writing
+from rt_plugin.console.files import check_output, writing
 from rt_plugin.console.options import check_values
 
 
@@ -64,6 +64,8 @@ def measure(args: argparse.Namespace) -> None:
         UserError: the data are missing or broken, or the length of a block cannot be meant.
     """
     check_values({"tokens_per_sample": args.tokens_per_sample})
+    if args.out:
+        check_output(args.out)
     from fairseq import utils
     from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 

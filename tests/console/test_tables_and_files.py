@@ -1,9 +1,12 @@
 """Tables, folders that appear whole, and the last line of a log."""
 
+import os
+
 import pytest
 
-from rt_plugin.console.files import last_line, replacing_folder
+from rt_plugin.console.files import check_output, last_line, replacing, replacing_folder
 from rt_plugin.console.tables import markdown_table, plain_table
+from rt_plugin.errors import UserError
 
 HEADINGS = ("task", "rows", "labels")
 ROWS = [("QNLI", "1,234", "-"), ("RTE", "5e-4", "a 1, b 20")]
@@ -63,3 +66,16 @@ def test_what_a_killed_process_left_is_no_part_of_the_folder(tmp_path):
     with replacing_folder(tmp_path / "data") as folder:
         (folder / "whole").touch()
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["whole"]
+
+
+def test_a_pipe_stays_a_pipe(tmp_path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for target in (pipe, link):
+        with pytest.raises(UserError, match="is a pipe or a device, expected a file"), replacing(target):
+            pass
+        with pytest.raises(UserError, match="is a pipe or a device"):
+            check_output(target)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
