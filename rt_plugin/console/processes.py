@@ -15,6 +15,13 @@ handed_down: dict[str, object] = {}  # what this process lets those that it star
 _PR_SET_PDEATHSIG = 1  # of Linux' <sys/prctl.h>
 
 
+def usable_cores() -> int:
+    """The CPU cores that this process may use; all of the machine where the system, such as macOS, does not tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def is_first_of_machine() -> bool:
     """Whether this process is the only one of a job on this machine, or the first: what is done once is done by it.
 

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from rt_plugin.console import commands
 from rt_plugin.console.locks import only_user_of
+from rt_plugin.console.processes import usable_cores
 from rt_plugin.glue.results import CSV_FILE
 from rt_plugin.model_folder.files import BEST_CHECKPOINT
 
@@ -69,7 +70,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.gpus is None:
         args.gpus = visible_gpus()
     args.jobs = args.jobs or max(1, len(args.gpus))
-    args.threads = args.threads or max(1, len(os.sched_getaffinity(0)) // args.jobs)
+    args.threads = args.threads or max(1, usable_cores() // args.jobs)
     return args
 
 

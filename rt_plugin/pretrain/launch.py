@@ -28,6 +28,7 @@ from rt_plugin.console import commands, requirements
 from rt_plugin.console.files import continue_log, replacing
 from rt_plugin.console.locks import handed_on
 from rt_plugin.console.options import check_values
+from rt_plugin.console.processes import usable_cores
 from rt_plugin.console.progress import duration
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import DICTIONARY_FILE
@@ -244,7 +245,7 @@ def fairseq_options(args: argparse.Namespace, recipe: Recipe, devices: Devices) 
 
 def _loaders(devices: Devices) -> int:
     """Processes that read batches for each process that trains: one alone keeps no GPU busy where models are small."""
-    return max(1, min(_MOST_LOADERS, len(os.sched_getaffinity(0)) // devices.processes))
+    return max(1, min(_MOST_LOADERS, usable_cores() // devices.processes))
 
 
 def launch_command(args: argparse.Namespace, devices: Devices, options: list[str]) -> list[str]:

@@ -31,6 +31,7 @@ from pathlib import Path
 from rt_plugin._location import USER_DIR
 from rt_plugin.console import commands, requirements
 from rt_plugin.console.locks import only_user_of
+from rt_plugin.console.processes import usable_cores
 from rt_plugin.console.tables import markdown_table
 from rt_plugin.errors import UserError
 from rt_plugin.pretrain.launch import check_data
@@ -292,7 +293,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--glue", type=Path, metavar="FOLDER", help="official GLUE files, as for prepare-glue")
     args = parser.parse_args(argv)
-    args.threads = args.threads or max(1, len(os.sched_getaffinity(0)) // args.jobs)
+    args.threads = args.threads or max(1, usable_cores() // args.jobs)
     return args
 
 

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from rt_plugin.console.processes import usable_cores
+
 CHILD = "import os, time; from rt_plugin.console.processes import end_with_parent\n" + (
     "def child():\n    end_with_parent()\n    print(os.getpid(), flush=True)\n    time.sleep(120)\n"
 )
@@ -38,3 +40,8 @@ def test_child_of_a_killed_process_ends(start, tmp_path):
         while time.monotonic() < end:
             os.kill(child, 0)
             time.sleep(0.05)
+
+
+def test_cores_where_a_process_cannot_ask_which_it_may_use(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # macOS has none
+    assert usable_cores() == os.cpu_count()

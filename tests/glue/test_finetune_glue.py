@@ -485,6 +485,10 @@ class TestBadInput:
         arguments = (glue_dir / "out", tmp_path / "out", "--model", model)
         assert plan(parse_arguments([str(part) for part in arguments]))
 
+    def test_threads_where_a_process_cannot_ask_for_its_cores(self, monkeypatch):
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # macOS has none
+        assert parse_arguments(["data", "out", "--model", "m", "--jobs", "1", "--gpus"]).threads == os.cpu_count()
+
     def test_out_is_a_file(self, sweep, tmp_path, capsys):
         (tmp_path / "file").write_text("text")
         assert sweep(tmp_path / "file", "--tasks", "QNLI") == 1
