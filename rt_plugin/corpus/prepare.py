@@ -619,8 +619,13 @@ def format_counts(manifest: dict) -> str:
 
 
 def _print_counts(manifest: dict | None) -> None:
-    if manifest is not None:
-        print(format_counts(manifest))
+    if manifest is None:
+        return
+    print(format_counts(manifest))
+    if "valid" not in manifest["counts"]:
+        commands.report(
+            "there is no split `valid`, which rt-plugin pretrain needs: give --valid or --valid-documents, and --fresh"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -190,9 +190,10 @@ def check_data(data: str) -> None:
         if not folder.is_dir():
             raise UserError(f"data folder {folder}: no such folder; give what rt-plugin prepare-corpus printed")
         if missing := [name for name in names if not (folder / name).is_file()]:
+            options = " with --valid or --valid-documents" if missing[0].startswith("valid") else ""
             raise UserError(
                 f"data folder {folder}: no {missing[0]} there; expected {', '.join(names)}, as "
-                "rt-plugin prepare-corpus writes them"
+                f"rt-plugin prepare-corpus{options} writes them"
             )
         if empty := [name for name in names if name.endswith(".bin") and not (folder / name).stat().st_size]:
             raise UserError(f"data folder {folder}: {empty[0]} is empty, no epoch can be trained on it; leave it out")

@@ -27,6 +27,7 @@ from rt_plugin.corpus import prepare as prepare_corpus
 from rt_plugin.errors import UserError
 from rt_plugin.glue import prepare as glue_data
 from rt_plugin.model import RecurrentRobertaModel
+from rt_plugin.pretrain import launch
 from rt_plugin.text import records
 
 BROKEN = "caf\xe9".encode("latin-1")
@@ -76,6 +77,16 @@ def test_data_are_those_of_fairseq_preprocess(whole, data_bin):
         assert files_of(whole, split) == files_of(data_bin, split)
     for name in ("dict.txt", "sentencepiece.bpe.model", "text_normalization.json"):
         assert (whole / name).read_bytes() == (data_bin / name).read_bytes()
+
+
+def test_data_without_a_validation_split_are_told(train_text, tokenizer_folder, tmp_path, capsys):
+    for options, told in (((), True), (("--valid-documents", 1), False)):
+        out = tmp_path / f"out{len(options)}"
+        prepare(train_text, *options, "--tokenizer", tokenizer_folder, "--out", out, "--workers", 1)
+        assert capsys.readouterr().err.rstrip().endswith("or --valid-documents, and --fresh") == told
+    assert launch.main([str(tmp_path / "out0"), "--recipe", "tiny", "--save-dir", str(tmp_path / "run")]) == 1
+    assert "no valid.bin there" in (error := capsys.readouterr().err)
+    assert "rt-plugin prepare-corpus with --valid or --valid-documents" in error
 
 
 def test_manifest_counts_what_is_there(whole, train_text, data_bin):
