@@ -13,7 +13,8 @@ def is_held_out(text: str, share: float) -> bool:
         text: the first text of a row, as the file has it.
         share: of all texts that are held out, about.
     """
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < share * 2**64
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()  # JSON can hold half a surrogate pair
+    return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:

@@ -102,7 +102,11 @@ class RecurrentRobertaTokenizer(PreTrainedTokenizer):
         return {**self._ids, **self.added_tokens_encoder}
 
     def tokenize(self, text, **kwargs):
-        """transformers' own, but that text behind a mask is read as it would be behind a word."""
+        """transformers' own, but that text behind a mask is read as it would be behind a word.
+
+        Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark.
+        """
+        text = text.encode("utf-8", "replace").decode()
         if self.mask_token and not kwargs.get("split_special_tokens", self.split_special_tokens):
             text = text.replace(str(self.mask_token), str(self.mask_token) + BEHIND_MASK)
         return super().tokenize(text, **kwargs)

@@ -21,7 +21,8 @@ class TextNormalizer:
     """Brings text into the form that the tokenizer was trained on.
 
     Every choice turns each run of white space, line separators such as U+2028 and U+0085 included, into one space:
-    fairseq splits an encoded line at any of these characters, so no piece may hold one.
+    fairseq splits an encoded line at any of these characters, so no piece may hold one. Half a surrogate pair, which
+    JSON can hold and UTF-8 cannot, becomes a question mark.
 
     Args:
         choice: "none" (white space only), "moses" (Moses punctuation normalisation) or "moses-tokenize" (that, then
@@ -53,7 +54,8 @@ class TextNormalizer:
 
     def normalize(self, text: str) -> str:
         """The text as the tokenizer shall see it, on one line."""
-        text = " ".join(text.split())  # before Moses, which would join the words around some of these characters
+        # before Moses, which would join the words around some of these characters
+        text = " ".join(_encodable(text).split())
         if self.choice != "none":
             text = self._punctuation.normalize(text)
         if self.choice == "moses-tokenize":
@@ -111,3 +113,11 @@ class TextNormalizer:
             return cls(choice, language)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text

@@ -339,6 +339,14 @@ class TestHoldOut:
         assert prepare(glue, tmp_path / "again", tokenizer_folder, "--hold-out", "0.2") == 0
         assert sorted(self.texts(tmp_path / "again" / "RTE", "valid")) == sorted(valid)
 
+    def test_half_a_surrogate_pair_in_json(self, tokenizer_folder, tmp_path):
+        rows = [{"question": f"q{i} \ud83d", "passage": "\udc00", "label": True} for i in range(40)]
+        lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+        write(tmp_path / "glue" / "BoolQ", {"train.jsonl": lines, "val.jsonl": lines})
+        assert prepare(tmp_path / "glue", tmp_path / "out", tokenizer_folder, "--hold-out", "0.3") == 0
+        train, valid = (self.texts(tmp_path / "out" / "BoolQ", split) for split in ("train", "valid"))
+        assert len(train) + len(valid) == 40
+
     def test_nothing_held_out(self, tokenizer_folder, tmp_path, capsys):
         write(tmp_path / "glue" / "RTE", RTE_FILES)
         assert prepare(tmp_path / "glue", tmp_path / "out", tokenizer_folder, "--hold-out", "1e-9") == 1

@@ -106,6 +106,7 @@ def test_token_ids_of_a_thousand_sentences(name, committed):
     draw = random.Random(5)
     ranges = [(32, 0xD7FF), (0xE000, 0x1F9FF)]
     texts += ["".join(chr(draw.randrange(*draw.choice(ranges))) for _ in range(9)) for _ in range(50)]
+    texts += ["\ud800 half", "a pair\udc00."]  # JSON can hold it
     assert tokenizer(texts)["input_ids"] == [tokens.tolist() for tokens in ours.encode(texts)]
     pairs = list(zip(texts[:40], texts[40:80], strict=True))
     assert tokenizer(pairs)["input_ids"] == [tokens.tolist() for tokens in ours.encode(pairs)]

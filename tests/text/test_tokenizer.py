@@ -52,6 +52,11 @@ def test_decoding_gives_the_sentence_back(tokenizer, line):
     assert tokenizer.decode(tokenizer.encode(line)) == line
 
 
+def test_half_a_surrogate_pair_is_read_as_a_question_mark(tokenizer):
+    assert tokenizer.encode("The river\ud83d") == tokenizer.encode("The river?")
+    assert tokenizer.encode_ids(["\udc00 sea"]) == tokenizer.encode_ids(["? sea"])
+
+
 def test_pieces_decode_to_the_normalised_text(tokenizer):
     # sentencepiece's own NFKC turns the ellipsis into three dots, which Moses does, too
     expected = tokenizer.normalizer.restore(tokenizer.normalize(HARD_TEXT)).replace("…", "...")
