@@ -48,7 +48,7 @@ def make_task(name: str, description: Any, where: str, files: set[str] | None = 
     Args:
         name: of the task.
         description: see above; `metrics` and `headline` are names of `rt_plugin.glue.specs.METRICS`; `files`: split ->
-            name, by default train, dev and test, .tsv or .jsonl.
+            name, the splits being train, valid (or dev) and test; by default train, dev and test, .tsv or .jsonl.
         where: for errors.
         files: the names in its folder, where there is one.
 
@@ -61,9 +61,8 @@ def make_task(name: str, description: Any, where: str, files: set[str] | None = 
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in description.items()}
     if not isinstance(given.get("label", ""), str):
         raise UserError(f"{where}: label is {description['label']!r}, expected the name of a column or key")
-    named = given.get("files", {})
-    if not (isinstance(named, dict) and all(isinstance(name, str) for name in named.values())):
-        raise UserError(f"{where}: files is {description['files']!r}, expected an object of split -> file name")
+    if "files" in given:
+        given["files"] = _files(description["files"], where)
     for key in ("texts", "labels", "metrics", "headline"):
         if key in given and not (isinstance(given[key], tuple) and all(isinstance(x, str) for x in given[key])):
             raise UserError(f"{where}: {key} is {description[key]!r}, expected a list of names")
@@ -83,6 +82,16 @@ def make_task(name: str, description: Any, where: str, files: set[str] | None = 
     names = given.setdefault("files", {split: f"{file}{_suffix(files or set())}" for split, file in _FILES.items()})
     reader = "jsonl" if any(file.endswith((".jsonl", ".json")) for file in names.values()) else "tsv"
     return GlueTask(name=name, reader=reader, benchmark="", **given)
+
+
+def _files(named: Any, where: str) -> dict[str, str]:
+    """split -> file, `dev` under its name `valid`."""
+    if not (isinstance(named, dict) and all(isinstance(name, str) for name in named.values())):
+        raise UserError(f"{where}: files is {named!r}, expected an object of split -> file name")
+    if (wrong := [split for split in named if split not in (*_FILES, "dev")]) or {"dev", "valid"} <= named.keys():
+        found = repr(wrong[0]) if wrong else "'dev' and 'valid', which are one split"
+        raise UserError(f"{where}: files names {found}, expected some of train, valid (or dev) and test")
+    return {"valid" if split == "dev" else split: file for split, file in named.items()}
 
 
 def _check_metrics(given: dict, where: str, possible: set[str]) -> None:

@@ -95,6 +95,11 @@ def test_a_description_is_carried_along():
     assert (task.metrics, task.reader, task.num_classes) == (("f1", "mcc", "accuracy"), "tsv", 2)
 
 
+def test_the_dev_file_is_the_split_valid():
+    task = make_task("Mine", {**REVIEWS, "files": {"train": "a.tsv", "dev": "b.tsv"}}, "task.json")
+    assert task.files == {"train": "a.tsv", "valid": "b.tsv"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -112,6 +117,8 @@ def test_a_description_is_carried_along():
             "metrics names 'f1', expected some of accuracy, f1_macro, mcc",
         ),
         ({"label": ["label"]}, "label is ['label'], expected the name of a column or key"),
+        ({"files": {"Dev": "a"}}, "files names 'Dev', expected some of train, valid (or dev) and test"),
+        ({"files": {"dev": "a", "valid": "b"}}, "files names 'dev' and 'valid', which are one split"),
         ({"files": ["train.tsv"]}, "files is ['train.tsv'], expected an object of split -> file name"),
     ],
 )
