@@ -26,6 +26,7 @@ from rt_plugin.console.files import check_output
 from rt_plugin.console.tables import markdown_table
 from rt_plugin.errors import UserError
 from rt_plugin.glue.hold_out import add_option as add_hold_out
+from rt_plugin.glue.hold_out import needed_splits
 from rt_plugin.glue.readers import source_files, source_folder
 from rt_plugin.glue.results import SCORE, WHEN, write_csv
 from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         if folder is None and args.tasks:
             raise UserError(f"{args.glue_dir}: no folder {task.name}; expected the official files of {task.name}")
         if folder is not None and "train" in task.files:
-            files[task.name] = source_files(task, folder, args.subsets)
+            files[task.name] = source_files(task, folder, args.subsets, needed_splits(args.hold_out))
     if not files:
         raise UserError(f"{args.glue_dir}: no task's folder there; expected CoLA, SST-2, ... with the official files")
     rows = []

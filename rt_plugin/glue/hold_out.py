@@ -17,6 +17,11 @@ def is_held_out(text: str, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
+def needed_splits(share: float) -> tuple[str, ...]:
+    """The splits whose official files are read, with that share of the train rows held out; 0: none are."""
+    return ("train",) if share else ("train", "valid")
+
+
 def add_option(parser: argparse.ArgumentParser) -> None:
     """--hold-out SHARE, 0 without it."""
     parser.add_argument(

@@ -29,7 +29,7 @@ from rt_plugin.errors import UserError
 from rt_plugin.glue import own
 from rt_plugin.glue.download import download, read_sources
 from rt_plugin.glue.hold_out import add_option as add_hold_out
-from rt_plugin.glue.hold_out import is_held_out
+from rt_plugin.glue.hold_out import is_held_out, needed_splits
 from rt_plugin.glue.readers import read_examples, source_files, source_folder
 from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask
 from rt_plugin.model_folder.files import GLUE_FILE
@@ -220,7 +220,8 @@ def prepare(args: argparse.Namespace) -> None:
     if args.hold_out:
         chosen = _with_train_set(chosen, bool(args.tasks))
     # all files are found before the first is read, so that a missing one does not show after minutes
-    jobs = [(task, source_files(task, folder, args.subsets)) for task, folder in chosen]
+    needed = needed_splits(args.hold_out)
+    jobs = [(task, source_files(task, folder, args.subsets, needed)) for task, folder in chosen]
     counts = {
         task.name: prepare_task(task, files, args.out, encoder, commands.report, args.skip_broken_rows, args.hold_out)
         for task, files in jobs

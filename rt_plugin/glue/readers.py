@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,14 +57,17 @@ def source_folder(task: GlueTask, glue_dir: Path) -> Path | None:
     return None
 
 
-def source_files(task: GlueTask, folder: Path, subsets: bool = False) -> dict[str, Path]:
+def source_files(
+    task: GlueTask, folder: Path, subsets: bool = False, needed: Sequence[str] = ("train", "valid")
+) -> dict[str, Path]:
     """split -> file, for the splits that are there.
 
     Args:
         subsets: prefer the table's reduced files where they exist.
+        needed: splits that must be there where the task has them; the train set alone where rows of it are held out.
 
     Raises:
-        UserError: there is no train or dev file, or no file at all.
+        UserError: a file that is needed is missing, or there is no file at all.
     """
     found = {}
     for split, name in task.files.items():
@@ -73,7 +76,7 @@ def source_files(task: GlueTask, folder: Path, subsets: bool = False) -> dict[st
             name = subset
         if (folder / name).is_file():
             found[split] = folder / name
-        elif split in ("train", "valid"):
+        elif split in needed:
             hint = f"; {subset} is there: add --subsets to use it" if subset and (folder / subset).is_file() else ""
             raise UserError(f"{task.name}: no {folder / name}, expected the official {split} file{hint}")
     if not found:

@@ -108,11 +108,13 @@ def test_the_dev_set_is_no_part_of_the_choice(tmp_path):
 
 
 def test_rows_held_out_take_the_place_of_the_dev_set(tmp_path, capsys):
-    """A dev set that nothing could be learned from, or read, is left alone; the same rows are held out as elsewhere."""
+    """The dev set is not read, and need not be there; the same rows are held out as elsewhere."""
     write_sts(tmp_path, 120)
     (tmp_path / "STS-B" / "dev.tsv").write_text("broken, and never read\n")
     assert run(tmp_path, tmp_path / "floor.csv", "--hold-out", "0.2") == 0
     assert float(rows(tmp_path / "floor.csv")["STS-B", "tf-idf"]["best_pearson"]) > 0.9
+    (tmp_path / "STS-B" / "dev.tsv").unlink()
+    assert run(tmp_path, tmp_path / "again.csv", "--hold-out", "0.2") == 0
     train = Split.read(BY_NAME["STS-B"], "train", tmp_path / "STS-B" / "train.tsv")
     rest, held_out = train.divide(0.2, tmp_path)
     assert len(rest.examples) + len(held_out.examples) == 120 and 5 < len(held_out.examples) < 60

@@ -342,7 +342,7 @@ class TestHoldOut:
     def test_half_a_surrogate_pair_in_json(self, tokenizer_folder, tmp_path):
         rows = [{"question": f"q{i} \ud83d", "passage": "\udc00", "label": True} for i in range(40)]
         lines = "".join(f"{json.dumps(row)}\n" for row in rows)
-        write(tmp_path / "glue" / "BoolQ", {"train.jsonl": lines, "val.jsonl": lines})
+        write(tmp_path / "glue" / "BoolQ", {"train.jsonl": lines})  # and no dev file, which is not read
         assert prepare(tmp_path / "glue", tmp_path / "out", tokenizer_folder, "--hold-out", "0.3") == 0
         train, valid = (self.texts(tmp_path / "out" / "BoolQ", split) for split in ("train", "valid"))
         assert len(train) + len(valid) == 40
