@@ -27,9 +27,10 @@ from rt_plugin.console.tables import markdown_table
 from rt_plugin.errors import UserError
 from rt_plugin.glue.hold_out import add_option as add_hold_out
 from rt_plugin.glue.hold_out import needed_splits
-from rt_plugin.glue.readers import source_files, source_folder
+from rt_plugin.glue.prepare import chosen_tasks
+from rt_plugin.glue.readers import source_files
 from rt_plugin.glue.results import SCORE, WHEN, write_csv
-from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask
+from rt_plugin.glue.specs import GlueTask
 
 
 def task_rows(task: GlueTask, files: dict[str, Path], hold_out: float = 0.0) -> Iterator[tuple[dict, str]]:
@@ -69,19 +70,15 @@ def task_rows(task: GlueTask, files: dict[str, Path], hold_out: float = 0.0) -> 
 def run(args: argparse.Namespace) -> None:
     """The command's work."""
     check_output(args.out)
-    files = {}
-    for task in [BY_NAME[name] for name in args.tasks] if args.tasks else TASKS:
-        folder = source_folder(task, args.glue_dir)
-        if folder is None and args.tasks:
-            raise UserError(f"{args.glue_dir}: no folder {task.name}; expected the official files of {task.name}")
-        if folder is not None and "train" in task.files:
-            files[task.name] = source_files(task, folder, args.subsets, needed_splits(args.hold_out))
-    if not files:
-        raise UserError(f"{args.glue_dir}: no task's folder there; expected CoLA, SST-2, ... with the official files")
+    needed = needed_splits(args.hold_out)
+    trained = [(task, folder) for task, folder in chosen_tasks(args.tasks, args.glue_dir) if "train" in task.files]
+    if not trained:
+        raise UserError(f"{args.glue_dir}: no task with a train set there; name others with --tasks")
+    jobs = [(task, source_files(task, folder, args.subsets, needed)) for task, folder in trained]
     rows = []
-    for name, paths in files.items():
-        commands.report(f"{name}: {paths['train']}")
-        rows += task_rows(BY_NAME[name], paths, args.hold_out)
+    for task, files in jobs:
+        commands.report(f"{task.name}: {files['train']}")
+        rows += task_rows(task, files, args.hold_out)
         _write(args.out, [row for row, _ in rows])
     print(markdown_table(["task", "model", SCORE, "chosen"], [_cells(*row) for row in rows], left=(0, 1, 3)))
     commands.report(f"{args.out}: {len(rows)} rows")
@@ -103,7 +100,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = commands.parser("glue-baselines", __doc__)
     parser.add_argument("glue_dir", metavar="GLUE_DIR", type=Path, help="folder with the official files")
     parser.add_argument("out", metavar="OUT.csv", type=Path, help="the file to write")
-    parser.add_argument("--tasks", nargs="+", choices=list(BY_NAME), metavar="TASK", help="default: all that are there")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all that are there")
     parser.add_argument(
         "--subsets", action="store_true", help="take reduced files such as train_subset.tsv where they are there"
     )

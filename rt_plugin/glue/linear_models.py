@@ -162,7 +162,7 @@ class Split:
         """
         examples = list(read_examples(task, name, path, advice="correct the file"))
         if not examples:
-            raise UserError(f"{path}: no rows; expected the official {name} file of {task.name}")
+            raise UserError(f"{path}: no rows; expected the {task.official}{name} file of {task.name}")
         labels = np.array([example.label for example in examples])
         groups = [i if example.group is None else example.group for i, example in enumerate(examples)]
         return cls(examples, labels, np.array(groups))

@@ -27,7 +27,7 @@ def task_of_folder(name: str, folder: Path) -> GlueTask:
     """
     path = folder / TASK_FILE
     if not path.is_file():
-        return find_task(name)
+        return find_task(name, names_in(folder.parent))
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -37,9 +37,9 @@ def task_of_folder(name: str, folder: Path) -> GlueTask:
     return make_task(name, description, str(path), {path.name for path in folder.iterdir()})
 
 
-def is_own(folder: Path) -> bool:
-    """Whether a folder holds the files of a task that it describes itself."""
-    return (folder / TASK_FILE).is_file()
+def names_in(folder: Path) -> list[str]:
+    """The names of the tasks in a folder that describe themselves."""
+    return sorted(path.parent.name for path in folder.glob(f"*/{TASK_FILE}") if path.is_file())
 
 
 def make_task(name: str, description: Any, where: str, files: set[str] | None = None) -> GlueTask:

@@ -146,7 +146,7 @@ def chosen_tasks(data: Path, names: Sequence[str] | None) -> list[GlueTask]:
     found = [name for name in wanted if {"train", "valid"} <= set((prepared[name] or {}).get("splits", ()))]
     if names and (missing := [name for name in names if name not in found]):
         if prepared[missing[0]] is None:
-            find_task(missing[0])  # a mistyped name is said first
+            find_task(missing[0], [name for name in there if name not in BY_NAME])  # a mistyped name is said first
         raise UserError(
             f"{data / missing[0]}: no prepared train and dev set of {missing[0]} there; "
             "prepare them with rt-plugin prepare-glue"

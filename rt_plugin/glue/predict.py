@@ -87,6 +87,11 @@ def write_submission(args: argparse.Namespace) -> None:
     files = {}
     for folder in args.models:
         model = Predictor(folder, args.checkpoint, args.batch_size, args.cpu)
+        if not model.task.submission:
+            raise UserError(
+                f"{folder}: the model is of {model.task.name}, which no official server takes; leave it out, or "
+                "predict its rows with rt-plugin predict-glue rows"
+            )
         for task in (model.task, *([BY_NAME["AX"]] if model.task.name == "MNLI" else [])):
             for name, text in submission_files(model, task, args.glue_dir):
                 if name in files:

@@ -78,7 +78,7 @@ def source_files(
             found[split] = folder / name
         elif split in needed:
             hint = f"; {subset} is there: add --subsets to use it" if subset and (folder / subset).is_file() else ""
-            raise UserError(f"{task.name}: no {folder / name}, expected the official {split} file{hint}")
+            raise UserError(f"{task.name}: no {folder / name}, expected the {task.official}{split} file{hint}")
     if not found:
         raise UserError(f"{task.name}: none of {', '.join(task.files.values())} in {folder}")
     return found
@@ -127,7 +127,7 @@ def _tsv_lines(task: GlueTask, split: str, path: Path) -> Iterator[tuple[int, tu
     if missing := [name for name in wanted if name not in columns]:
         raise UserError(
             f"{path}, line 1: columns found: {', '.join(columns)}; expected also {', '.join(missing)} "
-            f"(the official {task.name} layout, tab-separated, with a header line)"
+            f"(the {task.official}{task.name} layout, tab-separated, with a header line)"
         )
     for number, line in lines:
         yield number, (columns, line)

@@ -43,7 +43,7 @@ class GlueTask:
             the candidates of one premise (COPA). Rows of a group follow each other.
         submission: split -> file name for the official server.
         submission_format: "tsv" (index, prediction), "jsonl" (idx, label) or "multirc" (nested JSON lines).
-        benchmark: "GLUE" or "SuperGLUE", whose server takes the submission.
+        benchmark: "GLUE" or "SuperGLUE", whose server takes the submission; "" where there is none.
     """
 
     name: str
@@ -66,6 +66,11 @@ class GlueTask:
     @property
     def is_regression(self) -> bool:
         return self.score_range is not None
+
+    @property
+    def official(self) -> str:
+        """What its files are called by in an error: "official ", or "" where they are one's own."""
+        return "official " if self.benchmark else ""
 
     @property
     def num_classes(self) -> int:
@@ -252,14 +257,18 @@ def task_rank(name: str) -> tuple[int, str]:
     return (list(BY_NAME).index(name), "") if name in BY_NAME else (len(BY_NAME), name)
 
 
-def find_task(name: str) -> GlueTask:
+def find_task(name: str, own: Sequence[str] | None = None) -> GlueTask:
     """The row of the task table.
+
+    Args:
+        own: names of one's own tasks, for the error; None where only the table's can be meant.
 
     Raises:
         UserError: there is no such row.
     """
     if name not in BY_NAME:
-        raise UserError(f"GLUE task {name!r} is unknown, expected one of {', '.join(BY_NAME)}")
+        more = "" if own is None else ", or a task of your own, a folder with a task.json"
+        raise UserError(f"GLUE task {name!r} is unknown, expected one of {', '.join((*BY_NAME, *(own or ())))}{more}")
     return BY_NAME[name]
 
 
@@ -277,6 +286,7 @@ def generic_task(
     """
     if regression:
         headline = ("pearson", "spearman")
-        return GlueTask("custom", tuple(texts), (), (*headline, "rmse"), headline, score_range=(0.0, 1.0))
+        metrics = (*headline, "rmse")
+        return GlueTask("custom", tuple(texts), (), metrics, headline, score_range=(0.0, 1.0), benchmark="")
     labels = tuple(str(i) for i in range(num_classes)) if labels is None else tuple(labels)
-    return GlueTask("custom", tuple(texts), labels, ("accuracy",), ("accuracy",))
+    return GlueTask("custom", tuple(texts), labels, ("accuracy",), ("accuracy",), benchmark="")

@@ -126,7 +126,7 @@ def test_rows_held_out_take_the_place_of_the_dev_set(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((), "no task's folder there"), (("--tasks", "RTE"), "no folder RTE")],
+    [((), "no task folder there"), (("--tasks", "RTE"), "no folder for RTE")],
 )
 def test_what_is_missing_is_named(tmp_path, capsys, arguments, message):
     assert run(tmp_path, tmp_path / "floor.csv", *arguments) == 1

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import sample_rows
 from rt_plugin.errors import UserError
-from rt_plugin.glue import finetune, predict, prepare, report
+from rt_plugin.glue import baselines, finetune, predict, prepare, report
 from rt_plugin.glue.own import describe, make_task
 from rt_plugin.glue.results import summarize
 from rt_plugin.model import RecurrentRobertaModel
@@ -64,6 +64,27 @@ def test_from_the_files_to_a_report(swept, files, tmp_path, capsys):
     assert (row["task"], float(row["best_accuracy"])) == ("Reviews", pytest.approx(right))
     run(report.main, swept / "out" / "results.csv", "--out", tmp_path)
     assert "over 1 tasks: Reviews." in capsys.readouterr().out
+
+
+def test_other_verbs_know_tasks_of_ones_own(swept, files, tmp_path, capsys):
+    run(baselines.main, files, tmp_path / "floor.csv", "--hold-out", "0.3")
+    assert "Reviews" in capsys.readouterr().out
+    model = swept / "out" / "Reviews" / "lr0.001-seed1"
+    assert predict.main(["submission", str(files), str(tmp_path / "out.zip"), str(model)]) == 1
+    assert "the model is of Reviews, which no official server takes" in capsys.readouterr().err
+    assert not (tmp_path / "out.zip").exists()
+
+
+def test_a_mistyped_name(swept, files, tokenizer_folder, pretrained, tmp_path, capsys):
+    for main, *words in (
+        (prepare.main, files, tmp_path / "out", "--model", tokenizer_folder),
+        (baselines.main, files, tmp_path / "out"),
+        (finetune.main, swept / "data", tmp_path / "out", "--model", pretrained, "--gpus"),
+    ):
+        assert main([str(word) for word in (*words, "--tasks", "Revews")]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "'Revews' is unknown, expected one of CoLA," in error
+        assert error.endswith("Reviews, or a task of your own, a folder with a task.json")
 
 
 def test_data_prepared_by_other_means(swept, files, pretrained, tmp_path, fairseq_train, capsys):
@@ -156,7 +177,7 @@ def test_files_that_do_not_fit(files, tokenizer_folder, tmp_path, capsys):
     for name, content, message in (
         ("CoLA", json.dumps(REVIEWS), "task.json: CoLA is a task of the table; give the folder another name"),
         ("Mine", "{", "task.json: not JSON"),
-        ("Mine", json.dumps(REVIEWS), "dev.tsv, expected the official valid file"),
+        ("Mine", json.dumps(REVIEWS), "dev.tsv, expected the valid file"),
     ):
         folder = tmp_path / "files" / name
         folder.mkdir(parents=True, exist_ok=True)
