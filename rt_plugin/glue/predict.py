@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING
 from rt_plugin.console import commands
 from rt_plugin.console.files import check_output, writing
 from rt_plugin.errors import UserError
-from rt_plugin.glue.readers import Example, read_examples, source_folder
+from rt_plugin.glue.readers import Example, json_lines, read_examples, source_folder
 from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask
 from rt_plugin.model_folder.files import BEST_CHECKPOINT
-from rt_plugin.text.raw import read_lines
 
 if TYPE_CHECKING:
     from rt_plugin.glue.predictor import Predictor
@@ -142,7 +141,7 @@ def _tsv_lines(task: GlueTask, path: Path, names: Sequence[str]) -> Iterator[str
 
 def _jsonl_lines(task: GlueTask, path: Path, names: Sequence[str]) -> Iterator[str]:
     """The ids are those of the source; of several candidates a line (COPA), the number of the chosen one is wanted."""
-    ids = [_idx(path, json.loads(line)) for line in read_lines(path)]
+    ids = [_idx(path, json.loads(line)) for _, line in json_lines(path)]
     candidates = len(names) // len(ids)
     for i, idx in enumerate(ids):
         own = names[i * candidates : (i + 1) * candidates]
@@ -151,7 +150,7 @@ def _jsonl_lines(task: GlueTask, path: Path, names: Sequence[str]) -> Iterator[s
 
 def _multirc_lines(task: GlueTask, path: Path, names: Sequence[str]) -> Iterator[str]:
     left = iter(names)
-    for line in read_lines(path):
+    for _, line in json_lines(path):
         row = json.loads(line)
         questions = [
             {

@@ -91,7 +91,7 @@ def read_examples(
     on_broken_row: Callable[[UserError], None] | None = None,
     advice: str = "correct the line, or leave out broken lines with --skip-broken-rows",
 ) -> Iterator[Example]:
-    """Read a file of a task.
+    """Read a file of a task, but for blank lines, which are rows only of a TSV with one column.
 
     Args:
         task: the row of the task table.
@@ -104,7 +104,7 @@ def read_examples(
         UserError: the file is missing, empty or not UTF-8, lacks a column, or has a broken row (file, line, what was
             found, what was expected).
     """
-    lines = _tsv_lines(task, split, path) if task.reader == "tsv" else enumerate(read_lines(path), start=1)
+    lines = _tsv_lines(task, split, path) if task.reader == "tsv" else json_lines(path)
     for number, line in lines:
         try:
             # a list: a broken line gives all of its examples or none
@@ -115,6 +115,11 @@ def read_examples(
             on_broken_row(error)
             continue
         yield from examples
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file of JSON lines that are not blank, with their numbers, from 1."""
+    return ((number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip())
 
 
 def _tsv_lines(task: GlueTask, split: str, path: Path) -> Iterator[tuple[int, tuple[list[str], str]]]:
@@ -130,7 +135,8 @@ def _tsv_lines(task: GlueTask, split: str, path: Path) -> Iterator[tuple[int, tu
             f"(the {task.official}{task.name} layout, tab-separated, with a header line)"
         )
     for number, line in lines:
-        yield number, (columns, line)
+        if line.strip(" ") or len(columns) == 1:
+            yield number, (columns, line)
 
 
 def _read_tsv(task: GlueTask, split: str, path: Path, number: int, line: tuple[list[str], str]) -> Iterator[Example]:

@@ -10,6 +10,7 @@ from conftest import sample_rows
 from rt_plugin.errors import UserError
 from rt_plugin.glue import baselines, finetune, predict, prepare, report
 from rt_plugin.glue.own import describe, make_task
+from rt_plugin.glue.readers import read_examples
 from rt_plugin.glue.results import summarize
 from rt_plugin.model import RecurrentRobertaModel
 
@@ -119,6 +120,20 @@ def test_a_description_is_carried_along():
 def test_the_dev_file_is_the_split_valid():
     task = make_task("Mine", {**REVIEWS, "files": {"train": "a.tsv", "dev": "b.tsv"}}, "task.json")
     assert task.files == {"train": "a.tsv", "valid": "b.tsv"}
+
+
+def test_blank_lines_are_no_rows(tmp_path):
+    """Such as the one at the end; but a row of a TSV with one column may be without text."""
+    mine = {**REVIEWS, "texts": ["a", "b"], "label": "mood"}
+    for name, lines, task, rows in (
+        ("a.tsv", "a\tb\tmood\n\none\ttwo\tpos\n  \n\t\tneg\n\n", mine, [("one", "two"), ("", "")]),
+        ("test.tsv", "sentence\n\none\n", REVIEWS, [("",), ("one",)]),
+        ("a.jsonl", '\n{"sentence": "one", "mood": "neg"}\n \t\n', REVIEWS, [("one",)]),
+    ):
+        (tmp_path / name).write_text(lines)
+        task = make_task("Mine", {**task, "files": {"train": name}}, "task.json")
+        found = read_examples(task, name.split(".")[0], tmp_path / name)
+        assert [example.texts for example in found] == rows
 
 
 @pytest.mark.parametrize(
