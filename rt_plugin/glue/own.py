@@ -11,6 +11,7 @@ from typing import Any
 
 from rt_plugin.errors import UserError
 from rt_plugin.glue.specs import BY_NAME, LOWER_IS_BETTER, METRICS, GlueTask, find_task
+from rt_plugin.text.records import kind_of
 
 TASK_FILE = "task.json"
 _KEYS = ("texts", "label", "labels", "score_range", "metrics", "headline", "files")
@@ -80,7 +81,7 @@ def make_task(name: str, description: Any, where: str, files: set[str] | None = 
     more = ("mcc",) if len(given["labels"]) > 2 else ("f1", "mcc") if given["labels"] else ()
     _check_metrics(given, where, {*metrics, *more})
     names = given.setdefault("files", {split: f"{file}{_suffix(files or set())}" for split, file in _FILES.items()})
-    reader = "jsonl" if any(file.endswith((".jsonl", ".json")) for file in names.values()) else "tsv"
+    reader = "jsonl" if any(kind_of(Path(file)) == "json" for file in names.values()) else "tsv"
     return GlueTask(name=name, reader=reader, benchmark="", **given)
 
 

@@ -23,6 +23,7 @@ from rt_plugin.errors import UserError
 from rt_plugin.glue.readers import Example, json_lines, read_examples, source_folder
 from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask
 from rt_plugin.model_folder.files import BEST_CHECKPOINT
+from rt_plugin.text.records import kind_of
 
 if TYPE_CHECKING:
     from rt_plugin.glue.predictor import Predictor
@@ -47,7 +48,7 @@ def input_task(task: GlueTask, path: Path, texts: Sequence[str] | None) -> GlueT
         raise UserError(f"--texts {' '.join(texts)}: {len(texts)} given, the model reads {len(task.texts)}")
     if not texts and task.reader not in ("tsv", "jsonl"):
         return task
-    reader = "jsonl" if path.suffix in (".jsonl", ".json") else "tsv"
+    reader = "jsonl" if kind_of(path) == "json" else "tsv"
     return dataclasses.replace(task, reader=reader, **({"texts": tuple(texts), "headers": {}} if texts else {}))
 
 

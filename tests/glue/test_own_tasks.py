@@ -122,6 +122,11 @@ def test_the_dev_file_is_the_split_valid():
     assert task.files == {"train": "a.tsv", "valid": "b.tsv"}
 
 
+def test_compressed_files_are_read_by_what_they_hold():
+    task = make_task("Mine", {**REVIEWS, "files": {"train": "a.jsonl.gz", "valid": "b.jsonl.gz"}}, "task.json")
+    assert task.reader == "jsonl"
+
+
 def test_blank_lines_are_no_rows(tmp_path):
     """Such as the one at the end; but a row of a TSV with one column may be without text."""
     mine = {**REVIEWS, "texts": ["a", "b"], "label": "mood"}

@@ -1,5 +1,6 @@
 """Predictions of fine-tuned models for files, and the official submission; models come from a real, short sweep."""
 
+import gzip
 import json
 import math
 import re
@@ -180,6 +181,14 @@ class TestWhatIsWrittenIsWhatIsScored:
         assert predict("rows", "model", tmp_path / "SST-2.tsv", tmp_path / "out") == 1
         assert "row 1: the model's output is not finite" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+
+def test_compressed_json_lines_with_a_blank_one(given_outputs, tmp_path):
+    row = json.dumps({"question": "Who?", "passage": "He."})
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(f"{row}\n{row}\n\n".encode()))
+    given_outputs("BoolQ", [(0.0, 1.0), (1.0, 0.0)])
+    assert predict("rows", "model", tmp_path / "rows.jsonl.gz", tmp_path / "out") == 0
+    assert [row[1] for row in read_tsv(tmp_path / "out")[1:]] == ["true", "false"]
 
 
 def test_input_is_not_overwritten(given_outputs, tmp_path, capsys):
