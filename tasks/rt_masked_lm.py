@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fairseq import utils
 from fairseq.data import (
     BaseWrapperDataset,
     Dictionary,
@@ -31,7 +30,7 @@ from rt_plugin.blocks.verified import check_split
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.companions import WithCompanions
 from rt_plugin.model_folder.dictionary import load_dictionary
-from rt_plugin.model_folder.files import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE, copy_files
+from rt_plugin.model_folder.files import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE, copy_files, data_folders
 from rt_plugin.text.tokenizer import Tokenizer
 
 from .masking import MaskedDataset, Masker, Side
@@ -366,7 +365,7 @@ class RtMaskedLMTask(WithCompanions, MaskedLMTask):
 
     def _prefix(self, split: str, epoch: int) -> Path:
         """The files of a split in the folder that this epoch reads, without their endings."""
-        folders = utils.split_paths(self.cfg.data)
+        folders = data_folders(self.cfg.data)
         return Path(folders[(epoch - 1) % len(folders)]) / split
 
     def _block_options(self) -> BlockOptions:
@@ -423,4 +422,4 @@ def _splits(folder: Path) -> str:
 
 
 def _first_folder(data: str) -> Path:
-    return Path(utils.split_paths(data)[0])
+    return Path(data_folders(data)[0])

@@ -180,6 +180,11 @@ def test_tokenizer_and_dictionary_may_lie_in_a_data_folder(pretrained, data_bin,
     assert model.decode(model.encode("It works.")) == "It works."
 
 
+def test_a_colon_in_the_name_of_a_folder_above(pretrained, tmp_path):
+    folder = shutil.copytree(pretrained, tmp_path / "12:30" / "model")
+    assert RecurrentRobertaModel.from_pretrained(str(folder), "checkpoint_last.pt").encode("It works.")[0] == 0
+
+
 @pytest.mark.parametrize("name", ["recurrent_roberta_mini", "recurrent_roberta_mini_alternate", "roberta_mini"])
 def test_shipped_checkpoints_know_their_language(name):
     folder = REPOSITORY / "examples" / "checkpoints" / name

@@ -192,6 +192,8 @@ def prepare(args: argparse.Namespace, report: Callable[[str], None]) -> dict | N
         UserError: see the functions called; or the folder holds something else.
     """
     check_values({"workers": args.workers})
+    if os.pathsep in str(args.out):
+        raise UserError(f"--out {args.out}: holds a {os.pathsep!r}, which joins folders of data; give another folder")
     started = time.monotonic()
     busy = "another `rt-plugin prepare-corpus` works there; wait for it, or stop it"
     with explained_write_errors(args.out):

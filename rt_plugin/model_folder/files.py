@@ -28,6 +28,11 @@ GLUE_FILE = "glue.json"
 BESIDE_CHECKPOINTS = (DICTIONARY_FILE, LABEL_DICTIONARY_FILE, TOKENIZER_FILE, NORMALIZATION_FILE, GLUE_FILE)
 
 
+def data_folders(data: str) -> list[str]:
+    """The folders that `data` names, joined by colons; one whose own path holds a colon is one, if it is there."""
+    return [data] if os.path.isdir(data) else data.split(os.pathsep)
+
+
 def copy_files(
     pairs: Iterable[tuple[str | os.PathLike, str]], save_dir: str | os.PathLike, remove: bool = False
 ) -> None:

@@ -31,7 +31,7 @@ from rt_plugin.console.options import check_values
 from rt_plugin.console.processes import usable_cores
 from rt_plugin.console.progress import duration
 from rt_plugin.errors import UserError
-from rt_plugin.model_folder.files import DICTIONARY_FILE
+from rt_plugin.model_folder.files import DICTIONARY_FILE, data_folders
 from rt_plugin.pretrain import fairseq
 from rt_plugin.pretrain.recipes import RECIPES, Recipe
 from rt_plugin.pretrain.revision import revision
@@ -182,7 +182,7 @@ def check_data(data: str) -> None:
     Raises:
         UserError: a folder, the dictionary or a split is missing or empty.
     """
-    folders = [Path(name) for name in data.split(os.pathsep)]
+    folders = [Path(name) for name in data_folders(data)]
     for number, folder in enumerate(folders):
         names = ["train.bin", "train.idx"]
         if number == 0:

@@ -18,6 +18,7 @@ import numpy as np
 from rt_plugin.console import commands
 from rt_plugin.console.files import check_output, writing
 from rt_plugin.console.options import check_values
+from rt_plugin.model_folder.files import data_folders
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -66,14 +67,13 @@ def measure(args: argparse.Namespace) -> None:
     check_values({"tokens_per_sample": args.tokens_per_sample})
     if args.out:
         check_output(args.out)
-    from fairseq import utils
     from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 
     logging.disable(logging.INFO)  # the output is one line of JSON
     name = "rt_masked_lm"
     options = {"tokens_per_sample": args.tokens_per_sample, "sample_break_mode": args.sample_break_mode}
     task = TASK_REGISTRY[name].setup_task(TASK_DATACLASS_REGISTRY[name](data=args.data, **options))
-    train = token_counts(task, "train", shards=len(utils.split_paths(args.data)))
+    train = token_counts(task, "train", shards=len(data_folders(args.data)))
     valid = token_counts(task, "valid")  # of the first folder, as in pretraining
     bits = unigram_bits(train, valid)
     result = {

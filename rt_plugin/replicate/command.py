@@ -34,6 +34,7 @@ from rt_plugin.console.locks import only_user_of
 from rt_plugin.console.processes import usable_cores
 from rt_plugin.console.tables import markdown_table
 from rt_plugin.errors import UserError
+from rt_plugin.model_folder.files import data_folders
 from rt_plugin.pretrain.launch import check_data
 from rt_plugin.pretrain.recipes import RECIPES
 from rt_plugin.replicate import evaluation, report
@@ -173,7 +174,7 @@ class Replication:
     def settle(self, runs: Sequence[Run]) -> None:
         """Write down the ending of runs that ended without this program: adopted ones, or when it was killed."""
         for run in runs:
-            check_folder(self.plan, run, Path(self.data.split(os.pathsep)[0]), self.out)
+            check_folder(self.plan, run, Path(data_folders(self.data)[0]), self.out)
             curve = read_curve(run.folder(self.out))
             if read_ending(run, self.out) is None and curve and curve[-1].update >= run.updates:
                 end_run(run, self.out, status=0)

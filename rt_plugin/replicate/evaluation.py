@@ -1,12 +1,12 @@
 """What is measured, each in a program of its own: time of an update; on final encoders loss, minimal pairs, GLUE."""
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from rt_plugin.console import commands
 from rt_plugin.errors import UserError
+from rt_plugin.model_folder.files import data_folders
 from rt_plugin.replicate.plan import Plan, Run
 from rt_plugin.replicate.pool import Job, Pool, verb
 from rt_plugin.replicate.results import (
@@ -37,7 +37,7 @@ def check_inputs(plan: Plan, data: str, pairs: Sequence[Path], glue: Path | None
         UserError: the corpus has no test split, a file of pairs or the folder of GLUE is not there, or the plan has no
             fine-tuning.
     """
-    folder = Path(data.split(os.pathsep)[0])
+    folder = Path(data_folders(data)[0])
     if not (folder / "test.idx").is_file():
         raise UserError(
             f"{folder}: has no split 'test', which final encoders are measured on; prepare the corpus with --test"

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.checkpoint import check_token_ids, checkpoint_path
 from rt_plugin.model_folder.dictionary import load_dictionary
-from rt_plugin.model_folder.files import DICTIONARY_FILE
+from rt_plugin.model_folder.files import DICTIONARY_FILE, data_folders
 from rt_plugin.pretrain.unigram import unigram_bits
 
 POSITION_EDGES = (1, 2, 3, 5, 9, 17, 33, 49, 65, 81, 97, 113, 129, 193, 257, 385, 513)
@@ -82,7 +82,7 @@ def measure(model_folder: Path, data: str, mask_seed: int, split: str, checkpoin
 def _load(checkpoint: Path, data: str, mask_seed: int):
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint}: no such checkpoint; give the folder of a trained model")
-    folder = Path(utils.split_paths(data)[0])
+    folder = Path(data_folders(data)[0])
     dictionary = load_dictionary(folder / DICTIONARY_FILE)
     dictionary.add_symbol("<mask>")
     check_token_ids(dictionary, folder, checkpoint, advice="give the corpus that it was trained on as --data")
@@ -128,7 +128,7 @@ def token_counts(data: str, split: str, dictionary: Dictionary) -> np.ndarray:
         UserError: a folder has no such split.
     """
     counts = np.zeros(len(dictionary), dtype=np.int64)
-    for folder in utils.split_paths(data) if split == "train" else utils.split_paths(data)[:1]:
+    for folder in data_folders(data) if split == "train" else data_folders(data)[:1]:
         sentences = data_utils.load_indexed_dataset(str(Path(folder) / split), dictionary)
         if sentences is None:
             raise UserError(f"{folder}: no split {split!r} there; prepare the corpus with it")
@@ -145,7 +145,7 @@ def unigram_loss(data: str, split: str = "valid") -> float:
     Raises:
         UserError: the dictionary or a split is missing.
     """
-    dictionary = load_dictionary(Path(utils.split_paths(data)[0]) / DICTIONARY_FILE)
+    dictionary = load_dictionary(Path(data_folders(data)[0]) / DICTIONARY_FILE)
     dictionary.add_symbol("<mask>")
     special = [dictionary.bos(), dictionary.pad(), dictionary.eos()]
     train, held_out = (np.delete(token_counts(data, name, dictionary), special) for name in ("train", split))

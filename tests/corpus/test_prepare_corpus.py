@@ -464,6 +464,12 @@ def test_a_folder_of_something_else_is_refused(train_text, tokenizer_folder, tmp
     assert "holds notes.md but no prepared data; choose another --out" in error
 
 
+def test_a_folder_with_a_colon_is_refused(train_text, tokenizer_folder, tmp_path, capsys):
+    error = error_of(capsys, train_text, "--tokenizer", tokenizer_folder, "--out", tmp_path / "12:30" / "out")
+    assert "12:30/out: holds a ':', which joins folders of data; give another folder" in error
+    assert not (tmp_path / "12:30").exists()
+
+
 @pytest.mark.parametrize("content", ["{}", "[]", '{"name": "a site", "icons": []}'])
 @pytest.mark.parametrize("file", ["manifest.json", "parts/plan.json"])
 def test_a_manifest_of_something_else_is_refused(file, content, train_text, tokenizer_folder, tmp_path, capsys):

@@ -189,6 +189,10 @@ def test_data_that_are_not_there_are_named(data_bin, tmp_path, capsys):
     assert "shard1: train.bin is empty" in error_of(capsys, f"{data_bin}:{tmp_path / 'shard1'}", *rest)
 
 
+def test_a_colon_in_the_name_of_a_folder_above(data_bin, tmp_path):
+    launch.check_data(str(shutil.copytree(data_bin, tmp_path / "12:30" / "data")))
+
+
 def test_torchrun_around_the_launcher_is_refused(data_bin, capsys, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert "run it without torchrun" in error_of(capsys, data_bin, "--recipe", "tiny", "--save-dir", "run")
