@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from rt_plugin.errors import UserError
 from rt_plugin.text.raw import COMPRESSED, open_text, read_lines
@@ -30,7 +30,7 @@ def open_documents(
     r"""A corpus file as text, and, below it, the file on disk, whose `tell()` says about how much of it is read.
 
     A record becomes the lines of its text without the blank ones, and a blank line; or, where a document is a line, one
-    line. A record without text becomes nothing.
+    line. A record without text, or with null in its place, becomes nothing.
 
     Args:
         path: of a text file, JSON lines (.jsonl, .ndjson, .json; each compressed or not) or a .parquet file.
@@ -78,13 +78,20 @@ def _json_texts(path: Path, file: BinaryIO, field: str) -> Iterator[str]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not JSON ({error}); expected one object a line") from None
-        if not isinstance(record, dict) or not isinstance(record.get(field), str):
+        if not isinstance(record, dict) or field not in record:
             there = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
             raise UserError(
                 f"{path}, line {number}: no text in a field {field!r} (there: {there[:200] or 'nothing'}); name the "
                 "field with --text-field"
             )
-        yield record[field]
+        yield _text(record[field], f"{path}, line {number}: field {field!r}")
+
+
+def _text(value: Any, where: str) -> str:
+    """The text of a record, "" where it is null: a record without text."""
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{where} holds {type(value).__name__}, expected text; name another one with --text-field")
+    return value or ""
 
 
 def _parquet_texts(path: Path, raw: BinaryIO, field: str) -> Iterator[str]:
@@ -98,10 +105,8 @@ def _parquet_texts(path: Path, raw: BinaryIO, field: str) -> Iterator[str]:
             there = ", ".join(file.schema_arrow.names)[:200]
             raise UserError(f"{path}: no column {field!r} (there: {there}); name the column with --text-field")
         for batch in file.iter_batches(_ROWS, columns=[field]):
-            for text in batch.column(0).to_pylist():
-                if not isinstance(text, str):
-                    raise UserError(f"{path}: column {field!r} holds {type(text).__name__}, expected text")
-                yield text
+            for value in batch.column(0).to_pylist():
+                yield _text(value, f"{path}: column {field!r}")
     except (ArrowException, OSError) as error:
         raise UserError(
             f"{path}: the parquet file is broken or cut off ({str(error).splitlines()[0]}); copy the file again"

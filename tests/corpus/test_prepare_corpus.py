@@ -683,9 +683,12 @@ def test_tokenizer_is_trained_on_records(texts, tmp_path):
         ("a.jsonl", b'{"body": "One.", "id": 3}\n', "no text in a field 'text' (there: body, id); name the field with"),
         ("a.jsonl", b'["One."]\n', "no text in a field 'text' (there: list)"),
         ("a.jsonl", b'{"text": "  "}\n', "a.jsonl: no text for train"),
+        ("a.jsonl", b'{"text": null}\n', "a.jsonl: no text for train"),
+        ("a.jsonl", b'{"text": ["One."]}\n', "a.jsonl, line 1: field 'text' holds list, expected text; name another"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: not JSON"),
         ("a.parquet", b"PAR1 no such thing", "a.parquet: the parquet file is broken or cut off"),
         ("b.parquet", lambda: parquet(["One."], "body"), "no column 'text' (there: id, body); name the column with"),
+        ("d.parquet", lambda: parquet([None, "  "]), "d.parquet: no text for train"),
         ("c.parquet", lambda: parquet([3, 4]), "column 'text' holds int, expected text"),
     ],
 )
