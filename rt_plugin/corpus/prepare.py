@@ -327,6 +327,8 @@ def _checksums(manifest: dict, report: Callable[[str], None]) -> Callable[[Path]
 
 
 def _check_input(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, expected files; name those in it, such as {path / '*.txt'}")
     if not path.is_file():
         raise UserError(f"{path}: no such file; give an existing one")
     if not path.stat().st_size:

@@ -15,6 +15,7 @@ from typing import BinaryIO
 from rt_plugin.errors import UserError
 
 COMPRESSED = (".gz", ".xz", ".zst")
+_NOT_READ = (".bz2", ".zip", ".7z", ".lz4")  # else taken for text that is not UTF-8
 LONGEST_LINE = 8 << 20  # bytes; a worker of prepare-corpus needs some 50 times as much for a line
 _BROKEN_ARCHIVE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
@@ -30,9 +31,12 @@ def open_text(path: str | os.PathLike, digest=None) -> Iterator[tuple[BinaryIO, 
         digest: an object of hashlib, which gets the bytes of the file on disk; all of them, where the block ends well.
 
     Raises:
-        UserError: the file is missing, unreadable or a broken archive, or the package for .zst is missing.
+        UserError: the file is missing, unreadable, a broken archive or one of another kind, or the package for .zst is
+            missing.
     """
     path = Path(path)
+    if path.suffix in _NOT_READ:
+        raise UserError(f"{path}: {path.suffix} is not read; expected text, or text packed as {', '.join(COMPRESSED)}")
     broken = _BROKEN_ARCHIVE
     try:
         with _open(path, digest) as raw:

@@ -436,6 +436,8 @@ def test_what_looks_like_a_slip_is_said(tmp_path, capsys):
     ("name", "content", "options", "message"),
     [
         ("no.txt", None, (), "no.txt: no such file"),
+        (".", None, (), ": is a folder, expected files; name those in it, such as "),
+        ("a.txt.bz2", b"BZh9", (), "a.txt.bz2: .bz2 is not read; expected text, or text packed as .gz, .xz, .zst"),
         ("empty.txt", b"", (), "empty.txt: the file is empty"),
         ("late.txt", b"A line of text.\n\n" * 20000 + BROKEN, (), "late.txt, line 40001: not UTF-8 (byte 0xe9"),
         (
