@@ -140,11 +140,16 @@ def check_shards(stream: str, inputs: Sequence[Input], layout: Layout) -> None:
         return
     if not filled:
         raise UserError(f"{inputs[0].path}: no text for {stream}, only white space; give UTF-8 text")
-    lines = "" if layout.form.document_per_line else ", or --documents lines where each line is a document"
     raise UserError(
         f"--shards {layout.shards}: the training text fills only {len(filled)} of them, since documents stay whole and "
-        f"small ones stay together by {layout.form.chunk_bytes // 1024} KiB; use --shards {len(filled)}{lines}"
+        f"small ones stay together by {layout.form.chunk_bytes // 1024} KiB; use --shards {len(filled)}"
+        f"{hint_of_lines(layout.form)}"
     )
+
+
+def hint_of_lines(form: Form) -> str:
+    """What else to do about too few documents, for the end of an error."""
+    return "" if form.document_per_line else ", or --documents lines where each line is a document"
 
 
 def _has_document(stream: str, section: Section, layout: Layout) -> bool:

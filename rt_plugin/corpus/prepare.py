@@ -48,6 +48,7 @@ from rt_plugin.corpus.parts import (
     dataset_name,
     encode_parts,
     explained_write_errors,
+    hint_of_lines,
 )
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE, copy_files
@@ -517,7 +518,10 @@ def make_layout(args: argparse.Namespace, inputs: dict[str, list[Input]], form: 
         number = sum(cut.documents for known in inputs["train"] for cut in known)
         left = number - len(layout.repeated)
         if args.valid_documents >= left:
-            raise UserError(f"--valid-documents {args.valid_documents}: there are only {left} documents to train on")
+            raise UserError(
+                f"--valid-documents {args.valid_documents}: expected fewer than there are documents to train on "
+                f"({left}); hold out fewer{hint_of_lines(form)}"
+            )
         drawn = np.array(random.Random(args.seed).sample(range(1, left + 1), args.valid_documents))
         if args.drop_duplicates:
             drawn = np.setdiff1d(np.arange(1, number + 1), layout.repeated, assume_unique=True)[drawn - 1]
