@@ -15,6 +15,7 @@ from rt_plugin.console.files import check_output, writing
 from rt_plugin.console.progress import Progress
 from rt_plugin.model_folder.files import NORMALIZATION_FILE, TOKENIZER_FILE
 from rt_plugin.text.raw import COMPRESSED, read_lines
+from rt_plugin.text.records import refuse_records
 from rt_plugin.text.tokenizer import Tokenizer
 
 
@@ -49,8 +50,9 @@ def encode_file(
         report: takes lines of progress, see `Progress`.
 
     Raises:
-        UserError: see `read_lines`; or the target cannot be written, or is the source itself.
+        UserError: see `read_lines` and `refuse_records`; or the target cannot be written, or is the source itself.
     """
+    refuse_records(Path(source))
     check_output(Path(target), Path(source))
     counts = EncodingCounts()
     lines = _with_progress(read_lines(source), Path(source), report)

@@ -23,6 +23,16 @@ def kind_of(path: Path) -> str:
     return "json" if Path(path.stem if path.suffix in COMPRESSED else path).suffix in JSON_LINES else "text"
 
 
+def refuse_records(path: Path) -> None:
+    """Refuse a file of records where lines of text are read.
+
+    Raises:
+        UserError: it is one, by its name.
+    """
+    if kind_of(path) != "text":
+        raise UserError(f"{path}: holds records, expected lines of text; rt-plugin prepare-corpus reads such files")
+
+
 @contextlib.contextmanager
 def open_documents(
     path: Path, text_field: str = "text", document_per_line: bool = False, digest=None

@@ -17,6 +17,7 @@ from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import DICTIONARY_FILE, TOKENIZER_FILE
 from rt_plugin.text.normalization import NORMALIZATIONS, TextNormalizer
 from rt_plugin.text.raw import read_lines
+from rt_plugin.text.records import refuse_records
 from rt_plugin.text.tokenizer import Tokenizer
 
 MODEL_TYPES = ("unigram", "bpe")
@@ -187,6 +188,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _train(args: argparse.Namespace) -> None:
+    for path in args.inputs:
+        refuse_records(Path(path))
     TextNormalizer(args.normalization, args.language).tell_of_missing_rules(commands.report)
     train_sentencepiece(**vars(args))
     print(f"{args.folder}: a tokenizer of {args.vocab_size:,} pieces ({args.model_type}, {args.normalization})")

@@ -9,8 +9,11 @@ import pytest
 from fairseq.data import Dictionary
 from fairseq.tokenizer import tokenize_line
 
+from conftest import REPOSITORY
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import DICTIONARY_FILE, NORMALIZATION_FILE, TOKENIZER_FILE
+from rt_plugin.text import encode_file as encode_text
+from rt_plugin.text import train as train_tokenizer
 from rt_plugin.text.encode_file import encode_file
 from rt_plugin.text.normalization import NORMALIZATIONS, TextNormalizer
 from rt_plugin.text.raw import read_lines
@@ -268,6 +271,20 @@ def test_import_needs_the_standard_library_only():
     )
     folder = read_lines.__globals__["__file__"].rpartition("/")[0].rpartition("/")[0]
     subprocess.run([sys.executable, "-c", code, folder], check=True)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_records_are_left_to_prepare_corpus(name, tmp_path, capsys):
+    path = tmp_path / name
+    path.write_text('{"text": "One."}\n')
+    train_sentencepiece([REPOSITORY / "README.md"], tmp_path, vocab_size=300)
+    for main, *words in (
+        (encode_text.main, path, tmp_path / "out", "--tokenizer", tmp_path),
+        (train_tokenizer.main, path, "--folder", tmp_path / "new", "--vocab-size", "300"),
+    ):
+        assert main([str(word) for word in words]) == 1
+        assert f"{name}: holds records, expected lines of text; rt-plugin prepare-corpus" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() and not (tmp_path / "new").exists()
 
 
 LONG_LINES = [
