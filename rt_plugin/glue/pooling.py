@@ -12,6 +12,8 @@ and |b_j - b'_j|, where a'_i is the mean over b's states, weighted by how like a
 attention (Parikh et al. 2016, arXiv 1606.01933). The head's first matrix is six times as wide.
 """
 
+import threading
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -119,12 +121,21 @@ def alignment(a: Tensor, b: Tensor, no_a: Tensor, no_b: Tensor) -> Tensor:
     return torch.cat([pool((a - of_a).abs(), no_a, "mean"), pool((b - of_b).abs(), no_b, "mean")], dim=-1)
 
 
+class _LastRead(threading.local):
+    """The tokens that the model has read last in this thread; a copy, of a copied or pickled model, begins without."""
+
+    tokens: Tensor | None = None
+
+    def __reduce__(self):
+        return _LastRead, ()
+
+
 class PoolingHook:
     """Has a model's classification head read the pooled vector in place of the first position's.
 
     fairseq's head takes the features alone and reads position 0. The tokens, which tell texts and padding, are those
-    that the model has read last; for `apart` and `aligned` it reads each text by itself when it is called for this
-    head. Weights and their names stay as they are; the head's first matrix is a new one for two texts.
+    that the model has read last in the same thread; for `apart` and `aligned` it reads each text by itself when it is
+    called for this head. Weights and their names stay as they are; the head's first matrix is a new one for two texts.
 
     Args:
         model: fairseq's roberta, or recurrent_roberta.
@@ -135,7 +146,7 @@ class PoolingHook:
 
     def __init__(self, model: nn.Module, head: str, pooling: str, pad: int, eos: int):
         self._name, self._pooling, self._pad, self._eos = head, pooling, pad, eos
-        self._tokens: Tensor | None = None
+        self._last = _LastRead()
         head = model.classification_heads[head]
         if pooling in OF_TWO:
             head.dense = nn.Linear(vectors(pooling) * head.dense.in_features, head.dense.out_features)
@@ -143,23 +154,25 @@ class PoolingHook:
         head.register_forward_pre_hook(self._replace)
 
     def _read(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        self._tokens = args[0] if args else kwargs["src_tokens"]
+        tokens = args[0] if args else kwargs["src_tokens"]
         if self._pooling not in (APART, ALIGNED):
+            self._last.tokens = tokens
             return args, kwargs
         if kwargs.get("classification_head_name") != self._name:
-            self._tokens = None  # features of both texts together are none for this head
+            self._last.tokens = None  # features of both texts together are none for this head
             return args, kwargs
-        self._tokens = texts_apart(self._tokens, self._pad, self._eos)
-        return ((self._tokens, *args[1:]), kwargs) if args else (args, {**kwargs, "src_tokens": self._tokens})
+        apart = self._last.tokens = texts_apart(tokens, self._pad, self._eos)
+        return ((apart, *args[1:]), kwargs) if args else (args, {**kwargs, "src_tokens": apart})
 
     def _replace(self, head: nn.Module, args: tuple) -> tuple:
         features, *others = args
-        if self._tokens is None or self._tokens.shape != features.shape[:2]:
+        tokens = self._last.tokens
+        if tokens is None or tokens.shape != features.shape[:2]:
             raise UserError(
                 f"--pooling {self._pooling}: the classification head got features of shape {tuple(features.shape)}, "
                 "not those of the tokens that the model read last; use predict of the loaded model"
             )
-        return (self._vector(features, self._tokens).unsqueeze(1), *others)
+        return (self._vector(features, tokens).unsqueeze(1), *others)
 
     def _vector(self, features: Tensor, tokens: Tensor) -> Tensor:
         padding = tokens.eq(self._pad)

@@ -1,17 +1,23 @@
 """--pooling of rt_glue: what the head reads, that padding changes nothing, and that it stays with the model."""
 
+import copy
+import pickle
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from conftest import run_command, user_error
+from model_folders import write_model_folder
 from rt_plugin.errors import UserError
 from rt_plugin.export import command as export
 from rt_plugin.glue.pooling import pool
 from rt_plugin.model import RecurrentRobertaModel
 
 HEAD = "sentence_classification_head"
+LABELS = ("entailment", "not_entailment")
 TEXTS = ("What is in the town?", "The river that flows through the old town is long, cold and deep in spring.")
 
 
@@ -196,6 +202,30 @@ def test_features_of_other_tokens_are_refused(mean_model):
     hub.extract_features(hub.encode(TEXTS[1]))
     with pytest.raises(UserError, match="not those of the tokens that the model read last"):
         hub.model.classification_heads[HEAD](features)
+
+
+@pytest.mark.parametrize("pooling", ["pair", "aligned"])
+def test_threads_do_not_read_each_others_tokens(pooling, tmp_path):
+    """Two pairs of one length, whose texts end at other places; both are read before either comes to the head."""
+    hub = RecurrentRobertaModel.from_pretrained(
+        str(write_model_folder(tmp_path / "model", "forward", labels=LABELS, pooling=pooling))
+    )
+    words = hub.encode("one two three four five six")[1:-1].tolist()
+    ids = [torch.tensor([0, *words[:n], 2, 2, *words[n:], 2]) for n in (1, 4)]
+    alone = [hub.predict(HEAD, one, return_logits=True) for one in ids]
+    both = threading.Barrier(2, timeout=60)
+
+    def wait(*unused):
+        both.wait()
+
+    waiting = hub.model.encoder.register_forward_hook(wait)
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda one: hub.predict(HEAD, one, return_logits=True), ids))
+    waiting.remove()
+    assert all(map(torch.equal, found, alone)) and not torch.allclose(*alone)
+    for model in (copy.deepcopy(hub.model), pickle.loads(pickle.dumps(hub.model))):
+        hub.model = model
+        torch.testing.assert_close(hub.predict(HEAD, ids[1], return_logits=True), alone[1])
 
 
 def test_half_precision_sums_in_float32():
