@@ -227,7 +227,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("model", metavar="MODEL", type=Path, help="a model folder")
     parser.add_argument("data", metavar="DATA", type=Path, help="folder of JSON lines, or one file")
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder for the results of this model")
-    parser.add_argument("--checkpoint", default="checkpoint_best.pt", metavar="FILE", help="default: %(default)s")
+    parser.add_argument(
+        "--checkpoint",
+        default="checkpoint_best.pt",
+        metavar="FILE",
+        help="its name in that folder (default: %(default)s)",
+    )
     parser.add_argument(
         "--mask", nargs="+", choices=MASKS, default=[MASKS[0]], help=f"what is hidden (default: {MASKS[0]})"
     )

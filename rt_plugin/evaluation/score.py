@@ -159,7 +159,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = commands.parser("score", __doc__)
     parser.add_argument("file", metavar="FILE", type=Path, help="UTF-8 text, one sentence a line")
     parser.add_argument("--model", required=True, metavar="DIR", type=Path, help="a model folder")
-    parser.add_argument("--checkpoint", default="checkpoint_best.pt", metavar="FILE", help="default: %(default)s")
+    parser.add_argument(
+        "--checkpoint",
+        default="checkpoint_best.pt",
+        metavar="FILE",
+        help="its name in that folder (default: %(default)s)",
+    )
     parser.add_argument("--mask", choices=MASKS, default=MASKS[0], help="what is hidden (default: %(default)s)")
     parser.add_argument("--unit", choices=tuple(UNITS), default="nats", help="of the scores (default: %(default)s)")
     parser.add_argument("--out", metavar="FILE", type=Path, help="default: standard output")

@@ -176,7 +176,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = commands.parser("predict-glue", __doc__)
     common = argparse.ArgumentParser(add_help=False)
     commands.add_version(common)
-    common.add_argument("--checkpoint", default=BEST_CHECKPOINT, metavar="FILE", help="default: %(default)s")
+    common.add_argument(
+        "--checkpoint", default=BEST_CHECKPOINT, metavar="FILE", help="its name in that folder (default: %(default)s)"
+    )
     common.add_argument(
         "--batch-size", type=commands.positive, default=BATCH_SIZE, metavar="ROWS", help="default: %(default)s"
     )

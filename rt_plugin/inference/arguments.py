@@ -26,7 +26,9 @@ LINES_AT_A_TIME = 2048  # enough for sentences of equal length to fill batches
 def add_model(parser: argparse.ArgumentParser) -> None:
     """--model, --checkpoint, --cpu, --exact."""
     parser.add_argument("--model", required=True, metavar="DIR", type=Path, help="a model folder")
-    parser.add_argument("--checkpoint", default=BEST_CHECKPOINT, metavar="FILE", help="default: %(default)s")
+    parser.add_argument(
+        "--checkpoint", default=BEST_CHECKPOINT, metavar="FILE", help="its name in that folder (default: %(default)s)"
+    )
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
     parser.add_argument(
         "--exact",

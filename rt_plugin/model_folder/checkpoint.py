@@ -107,8 +107,17 @@ def checkpoint_names(folder: str | os.PathLike) -> list[str]:
 
 
 def checkpoint_path(folder: str | os.PathLike, name: str) -> Path:
-    """Where the checkpoint `name` of a folder is: model.safetensors where that is the usual one and is missing."""
+    """Where the checkpoint `name` of a folder is: model.safetensors where that is the usual one and is missing.
+
+    Raises:
+        UserError: the name is a path; dictionary, tokenizer and what else is read would be those of this folder.
+    """
     folder = Path(folder)
+    if Path(name).name != name:
+        raise UserError(
+            f"checkpoint {name}: found a path, expected the name of a file in {folder}; give the folder that holds it "
+            "as the model"
+        )
     other = folder / SAFETENSORS_FILE
     return other if name == BEST_CHECKPOINT and not (folder / name).exists() and other.is_file() else folder / name
 
@@ -117,7 +126,7 @@ def find_checkpoint(folder: str | os.PathLike, name: str) -> Path:
     """The checkpoint `name` of a folder, see `checkpoint_path`.
 
     Raises:
-        UserError: there is none; the line names those that are there.
+        UserError: there is none, the line names those that are there; or the name is a path.
     """
     path = checkpoint_path(folder, name)
     if not path.is_file():

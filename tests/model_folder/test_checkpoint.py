@@ -4,6 +4,7 @@ import argparse
 import inspect
 import os
 import pickle
+import re
 
 import pytest
 import torch
@@ -11,9 +12,12 @@ from fairseq import checkpoint_utils
 from fairseq.dataclass.configs import CheckpointConfig
 from omegaconf import OmegaConf
 
+from model_folders import write_model_folder
+from rt_plugin import hub
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.checkpoint import (
     checkpoint_names,
+    checkpoint_path,
     checkpoint_positions,
     find_checkpoint,
     read_checkpoint,
@@ -79,6 +83,19 @@ def test_checkpoints_of_a_folder(tmp_path):
     there = "no checkpoint9.pt there; checkpoints in this folder: checkpoint_best.pt, checkpoint_last.pt"
     with pytest.raises(UserError, match=there):
         find_checkpoint(tmp_path, "checkpoint9.pt")
+
+
+@pytest.mark.parametrize("name", ["../other/checkpoint_best.pt", "{0}/other/checkpoint_best.pt"])
+def test_a_checkpoint_in_another_folder_is_none_of_this_one(name, tmp_path):
+    """It was found, and that of this folder was loaded."""
+    for folder in ("model", "other"):
+        write_model_folder(tmp_path / folder, "forward")
+    name = name.format(tmp_path)
+    message = f"checkpoint {name}: found a path, expected the name of a file in {tmp_path}/model; give the folder that"
+    with pytest.raises(UserError, match=re.escape(message)):
+        hub.from_pretrained(str(tmp_path / "model"), name)
+    with pytest.raises(UserError, match="found a path"):
+        checkpoint_path(tmp_path / "model", name)
 
 
 class RecordingTrainer:
