@@ -57,20 +57,21 @@ def load_model(args: argparse.Namespace) -> RecurrentRobertaHubInterface:
     return model.cuda() if torch.cuda.is_available() and not args.cpu else model
 
 
-def read_texts(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """(where it stands, text) of the texts given or of the file's lines that are not blank.
+def read_texts(args: argparse.Namespace) -> Iterator[tuple[int, str]]:
+    """(number from 1 on, text) of the texts given or of the file's lines that are not blank.
 
     Raises:
         UserError: neither or both are given, or the file cannot be read.
     """
     if bool(args.texts) == (args.file is not None):
         raise UserError("expected either TEXT, in quotation marks, or --file FILE with one text a line")
-    if args.file is None:
-        yield from ((f"text {number}", text) for number, text in enumerate(args.texts, start=1))
-        return
-    for number, line in enumerate(read_lines(args.file), start=1):
-        if line.strip():
-            yield f"{args.file}, line {number}", line
+    lines = enumerate(args.texts if args.file is None else read_lines(args.file), start=1)
+    yield from ((number, line) for number, line in lines if args.file is None or line.strip())
+
+
+def place(args: argparse.Namespace, number: int) -> str:
+    """Where a text of `read_texts` stands, for errors."""
+    return f"text {number}" if args.file is None else f"{args.file}, line {number}"
 
 
 @contextlib.contextmanager

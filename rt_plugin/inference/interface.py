@@ -246,13 +246,20 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
 
         Returns:
             (label, probability); a list of them for a list.
+
+        Raises:
+            UserError: the model has no labels, or a sentence not as many texts as it was fine-tuned on.
         """
         names = getattr(self.task, "label_names", None)
         if not names:
             raise UserError(
                 "classify: this checkpoint has no class labels; use predict, or a model fine-tuned on classes"
             )
-        listed, single = self._reader.tokens(sentence, addl_sentences, truncate, self._head_positions())
+        listed, single = self._reader.listed(sentence, addl_sentences)
+        for number, one in enumerate(listed):
+            self.check_texts(one, f"classify: sentence {number}", "a pair is a tuple of two texts")
+        given = listed[0] if single else listed
+        listed, single = self._reader.tokens(given, (), truncate, self._head_positions())
         with utils.model_eval(self.model), torch.inference_mode():
             rows = self._outputs(head, listed, exact)
         found = []
@@ -260,6 +267,27 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
             value, index = row.float().softmax(dim=-1).max(dim=-1)
             found.append((names[index], value.item()))
         return found[0] if single else found
+
+    def check_texts(self, sentence: Sentence, where: str, advice: str) -> None:
+        """Compare how many texts a sentence has with what the model was fine-tuned on, where that is known.
+
+        Args:
+            sentence: of token ids nothing is compared.
+            where: it stands, for errors.
+            advice: how a pair is written.
+
+        Raises:
+            UserError: it has more, or fewer.
+        """
+        glue_task = getattr(self.task, "glue_task", None)
+        if glue_task is None or not glue_task.texts or not isinstance(sentence, (str, tuple)):
+            return
+        found, expected = 1 if isinstance(sentence, str) else len(sentence), len(glue_task.texts)
+        if found != expected:
+            raise UserError(
+                f"{where}: found {found} text{'s'[: found != 1]}, expected {expected}, as {glue_task.name} has "
+                f"({', '.join(glue_task.texts)}); {advice}"
+            )
 
     def predict(
         self,

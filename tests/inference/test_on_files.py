@@ -1,6 +1,7 @@
 """fill-mask, classify and embed on the command line: what they write, also after a kill, and what they refuse."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 from conftest import ENVIRONMENT, REPOSITORY, SAMPLE
 from rt_plugin import hub
 from rt_plugin.__main__ import main
+from rt_plugin.errors import UserError
+from rt_plugin.glue.specs import BY_NAME
 from rt_plugin.inference import embed
 
 MODEL = str(REPOSITORY / "examples" / "checkpoints" / "recurrent_roberta_mini")
@@ -135,8 +138,8 @@ def test_fill_mask(tmp_path, capsys):
     ]
     assert main(arguments) == 0
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [(row["sentence"], row["mask"]) for row in rows] == [
-        (sentence, 0), ("It was <mask> in <mask>.", 0), ("It was <mask> in <mask>.", 1)
+    assert [(row["line"], row["sentence"], row["mask"]) for row in rows] == [
+        (1, sentence, 0), (3, "It was <mask> in <mask>.", 0), (3, "It was <mask> in <mask>.", 1)
     ]  # fmt: skip
     assert rows[0]["tokens"][0]["token"] == " United" and len(rows[1]["tokens"]) == 5
 
@@ -157,9 +160,30 @@ def test_classify(classifier, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     wanted = [classifier.classify(texts[0], exact=True), classifier.classify("Is it?", "It is.", exact=True)]
     assert lines == [f"{label}\t{p:.4f}\t{text}" for text, (label, p) in zip(texts, wanted, strict=True)]
-    (tmp_path / "in.txt").write_text("\n".join(texts))
+    (tmp_path / "in.txt").write_text("\n\n".join(texts))
     assert main(["classify", "--file", str(tmp_path / "in.txt"), "--model", MODEL, "--format", "jsonl"]) == 0
-    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == texts
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["line"], row["text"]) for row in rows] == [(1, texts[0]), (3, texts[1])]
+
+
+@pytest.mark.parametrize(
+    ("task", "line", "found"),
+    [
+        ("SST-2", "id\tIt is.", "found 2 texts, expected 1, as SST-2 has (sentence)"),
+        ("QNLI", "It is.", "found 1 text, expected 2, as QNLI has (question, sentence)"),
+        ("QNLI", "Is it?\tIt is.\t1", "found 3 texts, expected 2, as QNLI has (question, sentence)"),
+    ],
+)
+def test_texts_that_the_model_was_not_fine_tuned_on(task, line, found, classifier, tmp_path, capsys):
+    classifier.task.glue_task = BY_NAME[task]
+    right = "\t".join(["It is."] * len(BY_NAME[task].texts))
+    (tmp_path / "in.txt").write_text(f"{right}\n\n{line}\n")
+    assert main(["classify", "--file", str(tmp_path / "in.txt"), "--model", MODEL]) == 1
+    assert f"in.txt, line 3: {found}; a tab stands between the texts of a pair" in capsys.readouterr().err
+    assert main(["classify", line, "--model", MODEL]) == 1
+    assert f"error: text 1: {found}" in capsys.readouterr().err
+    with pytest.raises(UserError, match=re.escape(f"classify: sentence 1: {found}; a pair is a tuple of two texts")):
+        classifier.classify([tuple(right.split("\t")), tuple(line.split("\t"))])
 
 
 def test_what_they_refuse(tmp_path, capsys):
