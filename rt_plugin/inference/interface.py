@@ -253,7 +253,8 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         names = getattr(self.task, "label_names", None)
         if not names:
             raise UserError(
-                "classify: this checkpoint has no class labels; use predict, or a model fine-tuned on classes"
+                "classify: this checkpoint has no class labels; for the score of a regression use rt-plugin "
+                "predict-glue rows, or predict(..., return_logits=True) in Python, else a model fine-tuned on classes"
             )
         listed, single = self._reader.listed(sentence, addl_sentences)
         for number, one in enumerate(listed):
@@ -302,18 +303,28 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
         Args:
             head: its name.
             tokens: (length,) or (batch, length) token ids as in fairseq, or sentences, see the class.
-            return_logits: what the head says, as it is; for a regression, the only choice that means anything.
+            return_logits: what the head says, as it is; must be True for a regression.
             truncate: cut as in fine-tuning.
             exact: see the class.
 
         Returns:
             (1, classes) for one sentence, (N, classes) for several.
+
+        Raises:
+            UserError: there is no such head; a sentence is too long; or the head gives one number, a score, whose
+                log-probability would be 0 whatever it is.
         """
+        self._check_head(head)
+        classes = self.model.classification_heads[head].out_proj.out_features
+        if classes == 1 and not return_logits:
+            raise UserError(
+                f"predict: the head {head!r} gives a score, which has no log-probability; use return_logits=True"
+            )
         limit = self._head_positions() if truncate else self.model.max_positions()
         listed, _ = self._reader.tokens(tokens, (), truncate, limit)
         rows = self._outputs(head, listed, exact)
         if not rows:
-            return torch.zeros(0, self.model.classification_heads[head].out_proj.out_features, device=self.device)
+            return torch.zeros(0, classes, device=self.device)
         logits = torch.stack(rows)
         return logits if return_logits else logits.log_softmax(dim=-1)
 
@@ -343,11 +354,14 @@ class RecurrentRobertaHubInterface(RobertaHubInterface):
 
     def _outputs(self, head: str, tokens: list[Tensor], exact: bool) -> list[Tensor]:
         """(classes,) logits of each sentence."""
+        self._check_head(head)
+        options = {"features_only": True, "classification_head_name": head}
+        return self._batched(tokens, lambda batch: self.model(batch, **options)[0], exact)
+
+    def _check_head(self, head: str) -> None:
         if head not in self.model.classification_heads:
             known = ", ".join(self.model.classification_heads) or "none"
             raise UserError(f"predict: no classification head {head!r} in this checkpoint; heads: {known}")
-        options = {"features_only": True, "classification_head_name": head}
-        return self._batched(tokens, lambda batch: self.model(batch, **options)[0], exact)
 
     def _head_positions(self) -> int:
         """What a fine-tuning, on classes or a score, allowed; it may be less than the model has positions for."""

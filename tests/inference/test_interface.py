@@ -257,6 +257,17 @@ def test_documented_where_people_look():
         assert len(getattr(hub.RecurrentRobertaHubInterface, name).__doc__) > 80
 
 
+def test_a_regression_has_scores_and_no_probabilities(tmp_path):
+    """The log-probability of one number is 0, whatever it is."""
+    loaded = RecurrentRobertaModel.from_pretrained(str(write_model_folder(tmp_path / "m", "forward", labels=())))
+    pairs = [("It is.", "It was."), ("A dog barks.", "Snow fell.")]
+    with pytest.raises(UserError, match=r"gives a score, which has no log-probability; use return_logits=True$"):
+        loaded.predict(HEAD, pairs)
+    assert loaded.predict(HEAD, pairs, return_logits=True).unique().numel() == 2
+    with pytest.raises(UserError, match=r"use rt-plugin predict-glue rows, or predict\(..., return_logits=True\)"):
+        loaded.classify(pairs)
+
+
 @pytest.mark.parametrize("labels", [(), ("entailment", "not_entailment")], ids=["regression", "classes"])
 def test_predict_cuts_where_fine_tuning_did(labels, tmp_path):
     """At fewer positions than the model has, the longer text first; as rt-plugin predict-glue does."""
