@@ -17,10 +17,11 @@ import torch
 from rt_plugin.console.files import sha256
 from rt_plugin.console.tables import read_csv
 from rt_plugin.errors import UserError
-from rt_plugin.inference.interface import RecurrentRobertaHubInterface
+from rt_plugin.inference.interface import CLASSIFICATION_HEAD, RecurrentRobertaHubInterface
 from rt_plugin.inference.loading import from_pretrained
 from rt_plugin.inference.masks import check_mask
 from rt_plugin.model_folder.files import TOKENIZER_FILE
+from rt_plugin.model_folder.pooling import OF_TWO
 from rt_plugin.text.normalization import TextNormalizer
 
 CARD_FILE = "README.md"
@@ -52,7 +53,7 @@ class About:
 
     Attributes:
         licence: as the hub names it.
-        language: two letters.
+        language: two letters; None where the tokenizer's files do not tell it.
         notes: Markdown of the user's.
         data: what prepare-corpus noted of the training text, or None.
         pairs: (phenomenon, accuracy in per cent) and how they were measured, or None.
@@ -64,7 +65,7 @@ class About:
     """
 
     licence: str
-    language: str
+    language: str | None
     notes: str
     data: dict | None
     pairs: tuple[list[tuple[str, str]], str] | None
@@ -89,13 +90,14 @@ def gather(args: argparse.Namespace, source: Path) -> About:
     has_tokenizer = (args.model / TOKENIZER_FILE).is_file()
     model = from_pretrained(str(args.model), source.name) if has_tokenizer else None
     normalizer = TextNormalizer.load(args.model / "text_normalization.json")
-    examples = _examples(args.examples, normalizer.language, model)
+    language = None if normalizer.choice == "none" else normalizer.language  # which then has had no effect
+    examples = _examples(args.examples, language, model)
     notes = _read(args.notes, "--notes") if args.notes else ""
     pairs = _pairs(args.minimal_pairs, source) if args.minimal_pairs else None
-    return About(args.licence, normalizer.language, notes, _manifest(args), pairs, examples, model)
+    return About(args.licence, language, notes, _manifest(args), pairs, examples, model)
 
 
-def _examples(file: Path | None, language: str, model: RecurrentRobertaHubInterface | None) -> list[str]:
+def _examples(file: Path | None, language: str | None, model: RecurrentRobertaHubInterface | None) -> list[str]:
     """The file's sentences, which the model must be able to fill; without a file, those of `EXAMPLES` that it is."""
     limit = model.model.max_positions() if model else None
     if file is None:
@@ -198,7 +200,7 @@ def write(about: About, state: dict, folder: Path, form: str) -> str:
     parts = [
         _head(about, state, is_masked_lm, _LIBRARIES.get(form, "fairseq")),
         f"# {name}\n\n{_what(cfg)}\n\n{_table(state, size, about.digests[weights], about.precision)}",
-        _use(name, is_masked_lm, form),
+        _use(name, is_masked_lm, form, about.model),
         _filled(about, model) if is_masked_lm and model else "",
         _minimal_pairs(about),
         f"## Training\n\n    {' '.join(about.command.split())}\n" if about.command else "",
@@ -214,7 +216,8 @@ def _head(about: About, state: dict, is_masked_lm: bool, library: str) -> str:
     is_recurrent = any("recurrence" in name for name in state["model"])
     tags = ["fairseq", "masked-lm", *(["recurrent-roberta", "arxiv:2205.11588"] if is_recurrent else ["roberta"])]
     lines = [
-        *("---", f"language: {about.language}", f"license: {about.licence}", f"library_name: {library}"),
+        *("---", *([f"language: {about.language}"] if about.language else [])),
+        *(f"license: {about.licence}", f"library_name: {library}"),
         f"pipeline_tag: {'fill-mask' if is_masked_lm else 'text-classification'}",
         *("tags:", *(f"- {tag}" for tag in tags)),
     ]
@@ -259,27 +262,59 @@ def _table(state: dict, size: int, digest: str, precision: str) -> str:
     return f"| | |\n| --- | --- |\n{table}"
 
 
-def _use(name: str, is_masked_lm: bool, form: str) -> str:
+def _use(name: str, is_masked_lm: bool, form: str, model: RecurrentRobertaHubInterface | None) -> str:
+    """Lines that run in the folder above the exported one, by what the model reads and gives."""
+    task = getattr(model.task, "glue_task", None) if model else None
+    texts = ["It is a <mask>." if is_masked_lm else "It is a sentence."]
+    if task and (len(task.texts) > 1 or model.task.cfg.pooling in OF_TWO):
+        texts.append("It is another one.")
     if form == "huggingface":
-        task = "fill-mask" if is_masked_lm else "text-classification"
-        text = "It is a <mask>." if is_masked_lm else "It is a sentence."
-        return (
-            "## Use\n\n    from transformers import pipeline\n"
-            f'    model = pipeline("{task}", "{name}", trust_remote_code=True)  # read its code first\n'
-            f'    model("{text}")\n'
-        )
-    if form == "onnx":
-        return (
-            "## Use\n\n    import onnxruntime\n    from transformers import AutoTokenizer\n"
-            f'    tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)\n'
-            f'    session = onnxruntime.InferenceSession("{name}/model.onnx")\n'
-            '    session.run(None, dict(tokenizer("It is.", return_tensors="np")))\n'
-        )
-    use = 'model.fill_mask("It is a <mask>.")' if is_masked_lm else 'model.classify("It is a sentence.")'
-    return (
-        "## Use\n\n    from rt_plugin.model import RecurrentRobertaModel\n"
-        f'    model = RecurrentRobertaModel.from_pretrained("{name}")\n    {use}\n'
-    )
+        lines = _with_transformers(name, is_masked_lm, texts, task)
+    elif form == "onnx":
+        words = ", ".join(map(json.dumps, texts))
+        lines = [
+            "import onnxruntime",
+            "from transformers import AutoTokenizer",
+            f'tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)',
+            f'session = onnxruntime.InferenceSession("{name}/model.onnx")',
+            f'session.run(None, dict(tokenizer({words}, return_tensors="np")))',
+        ]
+    else:
+        lines = [
+            "from rt_plugin.model import RecurrentRobertaModel",
+            f'model = RecurrentRobertaModel.from_pretrained("{name}")',
+            _with_this_package(is_masked_lm, texts, model),
+        ]
+    return "## Use\n\n" + "".join(f"    {line}\n" for line in lines)
+
+
+def _with_transformers(name: str, is_masked_lm: bool, texts: Sequence[str], task) -> list[str]:
+    words = json.dumps(texts[0] if len(texts) == 1 else {"text": texts[0], "text_pair": texts[1]})
+    is_regression = task is not None and task.is_regression
+    options = f', function_to_apply="none")  # {_scale(task)}' if is_regression else ")"
+    kind = "fill-mask" if is_masked_lm else "text-classification"
+    return [
+        "from transformers import pipeline",
+        f'model = pipeline("{kind}", "{name}", trust_remote_code=True)  # read its code first',
+        f"model({words}{options}",
+    ]
+
+
+def _with_this_package(is_masked_lm: bool, texts: Sequence[str], model: RecurrentRobertaHubInterface | None) -> str:
+    words = ", ".join(map(json.dumps, texts))
+    if is_masked_lm:
+        return f"model.fill_mask({words})"
+    task = getattr(model.task, "glue_task", None) if model else None
+    head = model.task.cfg.classification_head_name if task else CLASSIFICATION_HEAD
+    if task and task.is_regression:
+        words = f"({words})" if len(texts) > 1 else words
+        return f'model.predict("{head}", {words}, return_logits=True)  # {_scale(task)}'
+    return f"model.classify({words})" if head == CLASSIFICATION_HEAD else f'model.classify({words}, head="{head}")'
+
+
+def _scale(task) -> str:
+    low, high = task.score_range
+    return f"0 to 1 stands for {low:g} to {high:g}"
 
 
 def _filled(about: About, model) -> str:
@@ -326,10 +361,11 @@ def _data(about: About) -> str:
 
 
 def _limits(model, about: About) -> str:
-    known = {"en": "English"}.get(about.language, f'"{about.language}"')
     positions = f"It reads at most {model.model.max_positions()} tokens, <s> and </s> among them. " if model else ""
+    known = {"en": "English"}.get(about.language, f'"{about.language}"')
+    language = f" in one language\n({known})" if about.language else ""
     return (
-        f"## Limits\n\n{positions}It was trained on text in one language\n({known}), and repeats what such text says, "
+        f"## Limits\n\n{positions}It was trained on text{language}, and repeats what such text says, "
         "its errors and prejudices included: do not decide anything about people with\nit. What is not measured on "
         "this card is not known.\n"
     )

@@ -5,6 +5,8 @@ import json
 import re
 import shlex
 import shutil
+import sys
+import textwrap
 
 import pytest
 import yaml
@@ -47,6 +49,53 @@ def test_shipped_cards_say_what_is_so(folder):
         assert sentence.replace("`", "") in EXAMPLES
         assert (first[1] if first[1] != "\u2423" else "") == best[0][2].strip()
         assert float(first[2]) == pytest.approx(best[0][1], abs=0.006)
+
+
+TASKS_OF_USE = {
+    "QNLI": {"labels": ("entailment", "not_entailment"), "pooling": "pair"},
+    "STS-B": {"labels": (), "pooling": "apart"},
+    "own": {"labels": (), "pooling": "mean"},
+    "SST-2": {"labels": ("0", "1")},
+}
+OWN = {"task": "own", "description": {"texts": ["a"], "label": "b", "score_range": [1, 3]}, "splits": {}}
+
+
+@pytest.mark.parametrize(
+    ("form", "task"),
+    [
+        *(("fairseq", task) for task in TASKS_OF_USE),
+        *(("huggingface", task) for task in TASKS_OF_USE),
+        ("onnx", "QNLI"),
+    ],
+)
+def test_what_the_card_says_on_use_runs(form, task, tmp_path, monkeypatch):
+    """For one text and two, for classes and scores; what the last line gives is what the model gives."""
+    model = write_model_folder(tmp_path / "model", "forward", **TASKS_OF_USE[task])
+    (model / "glue.json").write_text(json.dumps(OWN if task == "own" else {"task": task, "splits": {}}))
+    monkeypatch.chdir(tmp_path)
+    if form != "fairseq":
+        monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+        monkeypatch.setattr(sys, "path", list(sys.path))
+    assert main(["export", "model", "out", "--format", form]) == 0
+    lines = re.search(r"## Use\n\n((?:    .*\n)+)", read(tmp_path / "out")[1])[1]
+    *begin, last = textwrap.dedent(lines).splitlines()
+    names = {}
+    exec("\n".join(begin), names)
+    found = number(eval(last, names))
+    texts = ("It is a sentence.", "It is another one.")[: 2 if task in ("QNLI", "STS-B") else 1]
+    logits = hub.from_pretrained("model").predict(hub.CLASSIFICATION_HEAD, texts, return_logits=True)[0]
+    expected = logits[-1] if len(logits) == 1 or form == "onnx" else logits.softmax(dim=0).max()
+    assert found == pytest.approx(expected.item(), abs=0.01)  # weights of 16 bits
+    if len(logits) == 1 and form != "onnx":
+        assert last.endswith("  # 0 to 1 stands for " + ("0 to 5" if task == "STS-B" else "1 to 3"))
+
+
+def number(found):
+    """The probability, or the last output, in what one text or pair gives."""
+    found = found[0] if isinstance(found, list) else found
+    if isinstance(found, dict):
+        return found["score"]
+    return found[1] if isinstance(found, tuple) else float(found[0][-1])
 
 
 def test_what_the_options_add(pretrained, tmp_path):
@@ -94,6 +143,18 @@ def test_examples_that_cannot_be_filled(line, message, tmp_path, capsys):
     assert main(["export", str(model), str(tmp_path / "out"), "--examples", str(tmp_path / "own.txt")]) == 1
     assert capsys.readouterr().err.strip().endswith(message)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("normalization", "language"), [("none", None), ("moses", "de")])
+def test_a_language_that_is_not_english_or_not_known(normalization, language, small, tmp_path):
+    """Without normalisation the language that the tokenizer's files name is a default."""
+    model = shutil.copytree(small, tmp_path / "model")
+    settings = {"version": 1, "normalization": normalization, "language": language or "en"}
+    (model / "text_normalization.json").write_text(json.dumps(settings))
+    assert main(["export", str(model), str(tmp_path / "out")]) == 0
+    head, body = read(tmp_path / "out")
+    assert head.get("language") == language and "widget" not in head and "## What it fills in" not in body
+    assert ("trained on text in one language" in body) == (language is not None) and "English" not in body
 
 
 def test_examples_that_a_short_model_has_no_positions_for(tmp_path):
