@@ -87,7 +87,7 @@ def _check_runs(out: Path, runs: Sequence[PlannedRun], known: Sequence[str]) -> 
     planned = {run.folder: run.command for run in runs}
     for path in sorted(out.glob(f"*/lr*-seed*/{COMMAND_FILE}")):
         free = (*(_FREE if path.parent in planned else _OF_A_RUN), *known)
-        before = _options(shlex.split(path.read_text()), free)
+        before = _options(shlex.split(path.read_text(encoding="utf-8")), free)
         now = _options(planned.get(path.parent, runs[0].command), free)
         if before != now:
             raise UserError(

@@ -530,3 +530,27 @@ class TestBadInput:
         (tmp_path / "a.csv").write_text(",".join(COLUMNS) + "\nm,SQuAD,1,1,1,1,1,1,1,1\n")
         with pytest.raises(UserError, match="a.csv, line 2: fewer columns than line 1 has"):
             read_csv(tmp_path / "a.csv")
+
+
+# begins a sweep's record beside a run, as UTF-8 wrote it
+RECORD = """
+import sys
+from pathlib import Path
+from rt_plugin.glue.plan import PlannedRun
+from rt_plugin.glue.record import record_sweep
+from rt_plugin.glue.specs import BY_NAME
+command = ["fairseq-train", "--arch", "caf\\u00e9"]
+folder = Path(sys.argv[1]) / "QNLI" / "lr1e-05-seed1"
+folder.mkdir(parents=True)
+(folder / "command.txt").write_text(" ".join(command), encoding="utf-8")
+run = PlannedRun(BY_NAME["QNLI"], 1e-5, 1, folder, command, epochs=1, rows=1, labels={})
+record_sweep(Path(sys.argv[1]), {"checkpoint sha256": "0"}, [run])
+"""
+
+
+def test_commands_of_runs_are_read_as_they_were_written(tmp_path):
+    """Where the machine's own encoding is not UTF-8."""
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, "-c", RECORD, str(tmp_path)]
+    result = subprocess.run(words, cwd=REPOSITORY, env={**os.environ, **ascii_alone}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
