@@ -10,6 +10,10 @@ class UserError(ValueError):
     """A mistake in options, files or data, told in one line: what, where, what was expected, what to do."""
 
 
+class NoTextError(UserError):
+    """A text of which the tokenizer leaves nothing, such as a blank one."""
+
+
 class DivergenceError(UserError):
     """A training that cannot go on, because its loss or its gradients are not finite."""
 

@@ -19,6 +19,7 @@ from rt_plugin.text.raw import read_lines
 
 CONFIDENCE = 0.95
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+_NAME = "a name of letters, digits, '-', '_' and '.'"  # it becomes that of a file
 _SAMPLE_SEED = 20191202  # any: a sample of a paradigm is the same in every run
 
 
@@ -64,9 +65,10 @@ def read_paradigms(path: Path) -> list[Paradigm]:
             if not line.strip():
                 continue
             values = _values(file, number, line)
-            name = values.get("UID") or file.name.split(".")[0]
+            name = values.get("UID") or _name_of(file)
             phenomenon = values.get("linguistics_term") or values.get("field") or ""
-            _check_name(file, number, name)
+            if not _is_name(name):
+                raise UserError(f"{file}, line {number}: found UID {name!r}, expected {_NAME}")
             if phenomena.setdefault(name, phenomenon) != phenomenon:
                 raise UserError(
                     f"{file}, line {number}: found phenomenon {phenomenon!r}, expected {phenomena[name]!r} as in the "
@@ -89,11 +91,19 @@ def _values(path: Path, number: int, line: str) -> dict[str, str]:
     return values
 
 
-def _check_name(path: Path, number: int, name: object) -> None:
-    if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):  # it becomes the name of a file
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*", name) is not None
+
+
+def _name_of(path: Path) -> str:
+    """The paradigm of lines without UID."""
+    name = path.name.split(".")[0]
+    if not _is_name(name):
         raise UserError(
-            f"{path}, line {number}: found UID {name!r}, expected a name of letters, digits, '-', '_' and '.'"
+            f"{path}: the file's name is the paradigm's where lines have no UID: found {name!r}, expected {_NAME}; "
+            "rename the file"
         )
+    return name
 
 
 def digest(paradigms: Iterable[Paradigm]) -> str:

@@ -6,9 +6,10 @@ Each token is hidden in turn and predicted from the others; the score is the sum
 logarithms (nats); --unit bits has them to the base 2. Longer sentences have lower scores: compare sentences of about
 equal length, or divide by the number of tokens.
 
-One row for each line that is not blank: line, tokens, unknown (of the tokens), pll_nats or pll_bits, sentence. FILE
-may be of any size, also .gz, .xz or .zst; rows are in its order. The last line on standard error has the
-pseudo-perplexity, exp(-sum of scores / tokens).
+One row for each line that is not blank: line, tokens, unknown (of the tokens), pll_nats or pll_bits, sentence. A line
+of which the tokenizer leaves nothing has an empty score. FILE may be of any size, also .gz, .xz or .zst; rows are in
+its order. The last line on standard error has the pseudo-perplexity, exp(-sum of scores / tokens). Cells of --format
+tsv have no quotes; a tab in a sentence is written as a space.
 
 Example: rt-plugin score sentences.txt --model examples/checkpoints/recurrent_roberta_mini --out scores.csv
 """
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from rt_plugin.console import commands
 from rt_plugin.console.files import check_output, replacing
 from rt_plugin.console.progress import Progress
-from rt_plugin.errors import UserError
+from rt_plugin.errors import NoTextError, UserError
 from rt_plugin.inference import MASKS
 from rt_plugin.text.raw import read_lines
 
@@ -38,14 +39,15 @@ if TYPE_CHECKING:
 
 FORMATS = ("csv", "tsv", "jsonl")
 UNITS = {"nats": 1.0, "bits": math.log(2)}  # how many nats one is
+_SPACES = str.maketrans("\t\r", "  ")  # what would end a cell or a line
 _CHUNK = 2048  # lines at a time: enough for sentences of equal length to fill batches
 
 
 class _Totals:
-    """What went by so far: sentences, tokens, unknown tokens, lines left without a score, and the sum of scores."""
+    """What went by so far: sentences, tokens, unknown tokens, lines too long or without text, and the sum of scores."""
 
     def __init__(self):
-        self.sentences = self.tokens = self.unknown = self.skipped = 0
+        self.sentences = self.tokens = self.unknown = self.skipped = self.empty = 0
         self.nats = 0.0
 
     def __str__(self) -> str:
@@ -54,6 +56,8 @@ class _Totals:
         text = f"{self.sentences:,} sentences, {self.tokens:,} tokens, {self.unknown:,} of them unknown"
         if self.skipped:
             text += f", {self.skipped:,} lines too long"
+        if self.empty:
+            text += f", {self.empty:,} lines without text"
         return f"{text}; pseudo-perplexity {math.exp(-self.nats / self.tokens):,.2f}"
 
 
@@ -68,7 +72,7 @@ def score_lines(
     lines = ((number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip())
     with Progress(str(path), unit="sentences") as progress:
         while chunk := list(itertools.islice(lines, _CHUNK)):
-            sentences = [_encode(scorer, path, number, line, skip_long) for number, line in chunk]
+            sentences = [_encode(scorer, path, number, line, skip_long, totals) for number, line in chunk]
             scores = iter(_scores([sentence for sentence in sentences if sentence], scorer, progress))
             for (number, line), sentence in zip(chunk, sentences, strict=True):
                 yield _row(number, line, sentence, next(scores) if sentence else None, unit, totals)
@@ -79,18 +83,24 @@ def _scores(sentences: Sequence[Sentence], scorer: PseudoLikelihood, progress: P
     return [float(value.sum()) for value in values]
 
 
-def _encode(scorer: PseudoLikelihood, path: Path, number: int, line: str, skip_long: bool) -> Sentence | None:
+def _encode(
+    scorer: PseudoLikelihood, path: Path, number: int, line: str, skip_long: bool, totals: _Totals
+) -> Sentence | None:
+    """The sentence; None where it has no score."""
     try:
         return scorer.encode(line)
+    except NoTextError:
+        totals.empty += 1
+        return None
     except UserError as error:
         if skip_long:
+            totals.skipped += 1
             return None
         raise UserError(f"{path}, line {number}: {error}; shorten the line, or use --skip-long") from None
 
 
 def _row(number: int, line: str, sentence: Sentence | None, nats: float | None, unit: str, totals: _Totals) -> dict:
     if sentence is None:
-        totals.skipped += 1
         return {"line": number, "tokens": None, "unknown": None, f"pll_{unit}": None, "sentence": line}
     totals.sentences += 1
     totals.tokens += len(sentence.ids)
@@ -107,17 +117,22 @@ def write_rows(rows: Iterable[dict], form: str, file: BinaryIO) -> None:
     """Write rows in one of `FORMATS`, each at once."""
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     try:
-        writer = None
+        writer, begun = csv.writer(text, lineterminator="\n"), False
+        write_cells = writer.writerow if form == "csv" else lambda cells: text.write(_tsv_line(cells))
         for row in rows:
             if form == "jsonl":
                 text.write(json.dumps(row, ensure_ascii=False) + "\n")
                 continue
-            if writer is None:
-                writer = csv.DictWriter(text, list(row), delimiter="\t" if form == "tsv" else ",", lineterminator="\n")
-                writer.writeheader()
-            writer.writerow(row)
+            if not begun:
+                write_cells(row)
+                begun = True
+            write_cells(row.values())
     finally:
         text.detach()  # the file stays open: who opened it closes it
+
+
+def _tsv_line(cells: Iterable[int | float | str | None]) -> str:
+    return "\t".join("" if cell is None else str(cell).translate(_SPACES) for cell in cells) + "\n"
 
 
 def score(args: argparse.Namespace) -> None:

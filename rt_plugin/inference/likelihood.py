@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from fairseq.models.roberta import RobertaHubInterface
 
-from rt_plugin.errors import UserError
+from rt_plugin.errors import NoTextError, UserError
 from rt_plugin.inference import MASKS
 from rt_plugin.inference.batches import TOKENS_PER_BATCH, equal_length_batches, logits_at
 
@@ -78,11 +78,12 @@ class PseudoLikelihood:
         """The tokens of a text, normalised as in training; a line end in it counts as a space.
 
         Raises:
-            UserError: there are none, or more than the model has positions for.
+            NoTextError: there are none.
+            UserError: there are more than the model has positions for.
         """
         pieces = self._model.text.encode(text)
         if not pieces:
-            raise UserError("found no text, expected a sentence")
+            raise NoTextError("found no text, expected a sentence")
         if len(pieces) > self.max_tokens:
             raise UserError(f"found {len(pieces)} tokens, expected at most {self.max_tokens}, the model's positions")
         ids = tuple(self._dictionary.index(piece) for piece in pieces)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -188,6 +189,26 @@ def test_a_sentence_that_is_too_long(pretrained, tmp_path, capsys):
     write_pairs(path, [("It is.", "Is it."), ("It is.", "word " * 200)])
     assert run(pretrained, path, tmp_path / "out") == 1
     assert f"{path}, line 2: found " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_sentence_of_which_the_tokenizer_leaves_nothing(pretrained, tmp_path, capsys):
+    path = tmp_path / "pairs.jsonl"
+    write_pairs(path, [("It is.", "Is it."), ("It is.", "\u200b")])
+    assert run(pretrained, path, tmp_path / "out") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith(f"{path}, line 2: found no text, expected a sentence; leave the pair out")
+
+
+def test_a_file_whose_name_is_no_paradigms(tmp_path):
+    path = tmp_path / "subject verb.jsonl"
+    write_pairs(path, [("It is.", "Is it.")])
+    message = (
+        f"{path}: the file's name is the paradigm's where lines have no UID: found 'subject verb', expected a name"
+    )
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_paradigms(path)
+    write_pairs(path, [("It is.", "Is it.")], UID="subject_verb")
+    assert [paradigm.name for paradigm in read_paradigms(path)] == ["subject_verb"]
 
 
 def test_a_folder_without_pairs(tmp_path):

@@ -139,10 +139,22 @@ def test_bits_as_json_lines(pretrained, model, text_file, capsys):
     assert [row["pll_bits"] for row in rows] == pytest.approx(expected, abs=2e-4)
 
 
-def test_tab_separated_by_the_name_of_the_file(pretrained, text_file, tmp_path):
-    out = tmp_path / "scores.tsv"
-    assert run(pretrained, text_file, "--out", out) == 0
-    assert out.read_text(encoding="utf-8").splitlines()[0] == "line\ttokens\tunknown\tpll_nats\tsentence"
+def test_tab_separated_by_the_name_of_the_file(pretrained, tmp_path):
+    """Without quotes, as all TSV files here are read."""
+    (tmp_path / "in.txt").write_text('"So", he said.\nA\t"tab".\n', encoding="utf-8")
+    assert run(pretrained, tmp_path / "in.txt", "--out", tmp_path / "scores.tsv") == 0
+    first, *rows = (line.split("\t") for line in (tmp_path / "scores.tsv").read_text(encoding="utf-8").splitlines())
+    assert first == ["line", "tokens", "unknown", "pll_nats", "sentence"]
+    assert [(row[0], row[4:]) for row in rows] == [("1", ['"So", he said.']), ("2", ['A "tab".'])]
+
+
+@pytest.mark.parametrize("options", [(), ("--skip-long",)])
+def test_a_line_of_which_the_tokenizer_leaves_nothing(options, pretrained, tmp_path, capsys):
+    (tmp_path / "in.txt").write_text("It is.\n\u200b\nIt was.\n", encoding="utf-8")
+    assert run(pretrained, tmp_path / "in.txt", *options) == 0
+    said = capsys.readouterr()
+    assert [row["pll_nats"] != "" for row in csv.DictReader(said.out.splitlines())] == [True, False, True]
+    assert "2 sentences, " in said.err and ", 1 lines without text;" in said.err and "too long" not in said.err
 
 
 def test_chunks_of_a_long_file(pretrained, tmp_path, monkeypatch):
