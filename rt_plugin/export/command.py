@@ -18,10 +18,11 @@ Example: rt-plugin export runs/mini exported/mini --format safetensors --licence
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,7 +118,7 @@ def export(args: argparse.Namespace) -> None:
         "extra_state": {k: v for k, v in state["extra_state"].items() if k in ("train_iterator", "val_loss", "best")},
     }
     about.command = _command(args.model) or state.get("command", "")
-    try:
+    with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
         forget(out, [*FORMATS[args.format], *BESIDE_CHECKPOINTS])  # until all is there again
         about.precision = precision
@@ -125,13 +126,21 @@ def export(args: argparse.Namespace) -> None:
         there = [name for name in names if (out / name).is_file()]
         about.digests = {name: sha256(out / name) for name in there}
         write_checksums(out, about.digests)
-        with replacing(out / card.CARD_FILE) as file:
-            file.write(card.write(about, slim, out, args.format).encode())
-    except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a full disk
-        reason = getattr(error, "strerror", "is the disk full?")
-        raise UserError(f"{out}: cannot be written ({reason}); give another folder, or make room") from None
+    text = card.write(about, slim, out, args.format).encode()
+    with _writing(out), replacing(out / card.CARD_FILE) as file:
+        file.write(text)
     size = (out / names[0]).stat().st_size
     print(f"{out / names[0]}: {size / 1e6:.1f} MB, {source.stat().st_size / 1e6:.1f} MB before")
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror or error}); give another folder, or make room"
+        ) from None
 
 
 def _precision(args: argparse.Namespace) -> str:
@@ -163,7 +172,10 @@ def _write(args: argparse.Namespace, state: dict, source: Path, precision: str) 
     else:
         del state["command"]  # in the card
         with replacing(args.out / EXPORTED_FILE) as file:
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # which torch makes of a full disk
+                raise error.__context__ if isinstance(error.__context__, OSError) else OSError(str(error)) from None
     return [*FORMATS[args.format], *BESIDE_CHECKPOINTS]
 
 

@@ -153,6 +153,20 @@ def test_model_card_names_the_metric_of_the_best_checkpoint(fine_tuned, exported
     )
 
 
+def test_only_errors_of_writing_are_told_as_such(trained, tmp_path, monkeypatch, capsys):
+    def fail(*unused):
+        raise error
+
+    words, error = [str(trained), str(tmp_path / "out")], RuntimeError("other shapes")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="other shapes"):
+        patch.setattr("rt_plugin.export.card.write", fail)
+        export.main(words)
+    error = OSError("locked")
+    monkeypatch.setattr(export, "write_checksums", fail)
+    assert export.main(words) == 1
+    assert f"{tmp_path}/out: cannot be written (locked); give another" in capsys.readouterr().err
+
+
 def test_full_disk_is_named(trained, tmp_path):
     """A file size limit stands in for it."""
     result = subprocess.run(
