@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from rt_plugin._version import __version__
-from rt_plugin.console.commands import leave_quietly
+from rt_plugin.console.commands import STANDARD_OUTPUT, closed_output, leave_quietly, tell_of_output
 from rt_plugin.errors import DEBUG_VARIABLE
 
 # verb -> the module whose main(argv) returns the exit status, and what it does
@@ -50,6 +50,8 @@ def describe() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status. Ends quietly where nobody reads what it prints."""
+    if sys.stdout is None:
+        sys.stdout = closed_output()
     try:
         try:
             return _run(list(sys.argv[1:] if argv is None else argv))
@@ -57,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # the help, too, after which argparse leaves
     except BrokenPipeError:
         return leave_quietly()
+    except (OSError, UnicodeEncodeError) as error:
+        return tell_of_output("rt-plugin", error, STANDARD_OUTPUT)
 
 
 def _run(words: list[str]) -> int:

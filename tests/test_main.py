@@ -71,6 +71,23 @@ def test_output_that_nobody_reads(words):
     assert result.returncode in (141, 0), "argparse, too, may notice it, and says nothing"
 
 
+@pytest.mark.parametrize("words", [["--version"], ["backends"], ["pretrain", "--help"], ["plot", "--version"]])
+@pytest.mark.parametrize(
+    ("shell", "reason"),
+    [('exec "$@" >/dev/full', "No space left on device"), ('exec "$@" >&-', "Bad file descriptor")],
+    ids=["full", "closed"],
+)
+def test_output_that_cannot_be_written(words, shell, reason):
+    command = ["bash", "-c", shell, "bash", sys.executable, "-m", "rt_plugin", *words]
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # argparse passes over what cannot be written at once
+    result = subprocess.run(command, cwd=REPOSITORY, env=buffered, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (1, f"rt-plugin: error: standard output: {reason}\n")
+    result = subprocess.run(
+        command, cwd=REPOSITORY, env={**buffered, "PYTHONUNBUFFERED": "1"}, capture_output=True, text=True
+    )
+    assert "Traceback" not in result.stderr and result.stderr.count("\n") == result.returncode
+
+
 def test_debug_shows_where_an_error_comes_from(capsys, monkeypatch):
     monkeypatch.setenv("RT_PLUGIN_DEBUG", "0")
     words = ["plot", "no-such-run", "--out", "curves.png"]

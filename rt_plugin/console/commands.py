@@ -8,12 +8,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from rt_plugin._version import __version__
 from rt_plugin.console import requirements
 from rt_plugin.errors import UserError, traces_are_wanted
 
+STANDARD_OUTPUT = "standard output"
 NOBODY_READS = 141  # what a shell reports for a program whose output goes to one that has ended, such as head
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 STOPPED = 75  # asked to end by a signal of a scheduler, and has saved: EX_TEMPFAIL of sysexits.h, "try again later"
@@ -41,10 +42,11 @@ def add_version(parser: argparse.ArgumentParser) -> None:
 def run(verb: str, action: Callable[[], object], when_stopped: str | None = None) -> int:
     """Do the work of `rt-plugin VERB`; returns its exit status: the number that `action` returns, or 0.
 
-    A `UserError` is printed to standard error in one line, and so are a file that cannot be read or written and an
-    optional package that is missing; `when_stopped` after Ctrl-C. `STOPPING_SIGNALS` and the end of the terminal
-    (SIGHUP) count as Ctrl-C, so that `finally` blocks run, unless they are ignored (nohup). After the former the exit
-    status is `STOPPED` where the verb gives `when_stopped`, as those do that go on when they are started again.
+    A `UserError` is printed to standard error in one line, and so are a file, or standard output, that cannot be read
+    or written and an optional package that is missing; `when_stopped` after Ctrl-C. `STOPPING_SIGNALS` and the end of
+    the terminal (SIGHUP) count as Ctrl-C, so that `finally` blocks run, unless they are ignored (nohup). After the
+    former the exit status is `STOPPED` where the verb gives `when_stopped`, as those do that go on when they are
+    started again.
     """
     heeded = [s for s in (*STOPPING_SIGNALS, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
     previous = {number: signal.signal(number, _interrupt) for number in heeded}
@@ -63,11 +65,8 @@ def run(verb: str, action: Callable[[], object], when_stopped: str | None = None
         show_trace()
         print(f"rt-plugin {verb}: error: {error}", file=sys.stderr, flush=True)
         return 1
-    except OSError as error:
-        show_trace()
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"rt-plugin {verb}: error: {place}{error.strerror or error}", file=sys.stderr, flush=True)
-        return 1
+    except (OSError, UnicodeEncodeError) as error:
+        return tell_of_output(f"rt-plugin {verb}", error)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in requirements.INSTALL:
@@ -97,6 +96,42 @@ def leave_quietly() -> int:
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
         )  # what is still waiting there is flushed at the end
     return NOBODY_READS
+
+
+def tell_of_output(who: str, error: OSError | UnicodeEncodeError, place: str = "") -> int:
+    """Print one line on a file, or standard output, that cannot be read or written; returns the exit status.
+
+    Args:
+        who: prints it.
+        error: that is being handled; raised again where it is not of that kind.
+        place: where it was, if the error does not say.
+    """
+    if isinstance(error, UnicodeEncodeError):
+        if error.encoding == "utf-8":  # half characters, whatever they were to be written to
+            raise error
+        character = error.object[error.start]
+        line = f"{STANDARD_OUTPUT}: its encoding {error.encoding} has no {character!a}; set PYTHONIOENCODING=utf-8"
+    else:
+        place = error.filename or (place if _output_works() else STANDARD_OUTPUT)
+        line = f"{place}: {error.strerror or error}" if place else error.strerror or str(error)
+    show_trace()
+    print(f"{who}: error: {line}", file=sys.stderr, flush=True)
+    return 1
+
+
+def _output_works() -> bool:
+    """Whether what waits to be printed can be; else it is given up, or the end of the process would try again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        leave_quietly()
+        return False
+    return True
+
+
+def closed_output() -> TextIO:
+    """In the place of a standard output that was closed before the start: whatever is printed fails, nothing else."""
+    return open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
 
 
 def _interrupt(number: int, frame) -> NoReturn:

@@ -1,7 +1,9 @@
 """How a verb ends, and which part of a command line is its own."""
 
+import io
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -82,6 +84,24 @@ def test_output_that_nobody_reads(action, monkeypatch, capsys):
         monkeypatch.setattr(sys, "stdout", output)
         assert commands.run("plot", action) == commands.NOBODY_READS
     assert capsys.readouterr().err == ""
+
+
+def test_output_whose_encoding_lacks_a_letter(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
+    assert commands.run("plot", lambda: print("a \u2265 b")) == 1
+    line = "standard output: its encoding latin-1 has no '\\u2265'; set PYTHONIOENCODING=utf-8"
+    assert capsys.readouterr().err == f"rt-plugin plot: error: {line}\n"
+
+
+def test_output_that_is_full():
+    """The verb names it, and nothing is left that the end of the process would print."""
+    code = "from rt_plugin.console import commands; raise SystemExit(commands.run('plot', lambda: print('x')))"
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-c", code]
+        result = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, env=buffered, text=True)
+    assert result.stderr == "rt-plugin plot: error: standard output: No space left on device\n"
+    assert result.returncode == 1
 
 
 @pytest.mark.parametrize(
