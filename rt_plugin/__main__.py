@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from rt_plugin._version import __version__
-from rt_plugin.console.commands import STANDARD_OUTPUT, closed_output, leave_quietly, tell_of_output
+from rt_plugin.console.commands import STANDARD_OUTPUT, closed_output, leave_quietly, tell_of_missing, tell_of_output
 from rt_plugin.errors import DEBUG_VARIABLE
 
 # verb -> the module whose main(argv) returns the exit status, and what it does
@@ -79,7 +79,10 @@ def _run(words: list[str]) -> int:
         meant = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(VERBS)}"
         print(f"rt-plugin: error: there is no verb {verb!r}; {meant}", file=sys.stderr)
         return 2
-    return importlib.import_module(VERBS[verb][0]).main(rest)
+    try:
+        return importlib.import_module(VERBS[verb][0]).main(rest)
+    except ModuleNotFoundError as error:  # in a checkout that is not installed
+        return tell_of_missing(f"rt-plugin {verb}", error)
 
 
 if __name__ == "__main__":

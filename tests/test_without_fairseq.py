@@ -107,6 +107,32 @@ def test_every_verb_that_needs_fairseq_names_the_command_that_installs_it(needin
     assert_all_name_the_command(needing, sys.executable, HIDE + RUN, REPOSITORY)
 
 
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        ("torch", ["backends"]),
+        ("numpy", ["embed", "in.txt", "out.npy", "--model", MODEL]),
+        ("sentencepiece", ["encode-text", SAMPLE / "valid.txt", "out.txt", "--tokenizer", MODEL]),
+        ("sacremoses", ["encode-text", SAMPLE / "valid.txt", "out.txt", "--tokenizer", MODEL]),
+    ],
+)
+def test_a_checkout_without_what_an_installation_brings(package, words, tmp_path):
+    code = HIDE.replace('"fairseq"', repr(package)).replace("'fairseq'", repr(package)) + RUN
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps([[*map(str, words)]]),
+        cwd=tmp_path,
+        env={**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    ((status, error),) = json.loads(result.stdout.splitlines()[-1])
+    expected = f"{package} is not installed, which this needs; run: {requirements.INSTALL[package]}"
+    assert (status, error) == (1, f"rt-plugin {words[0]}: error: {expected}\n")
+
+
 @pytest.fixture
 def plain_install(tmp_path):
     """The programs' folder of an environment with what `pip install rt-plugin` brings; it is linked from this one."""

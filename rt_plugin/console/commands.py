@@ -43,7 +43,7 @@ def run(verb: str, action: Callable[[], object], when_stopped: str | None = None
     """Do the work of `rt-plugin VERB`; returns its exit status: the number that `action` returns, or 0.
 
     A `UserError` is printed to standard error in one line, and so are a file, or standard output, that cannot be read
-    or written and an optional package that is missing; `when_stopped` after Ctrl-C. `STOPPING_SIGNALS` and the end of
+    or written and a package that is missing; `when_stopped` after Ctrl-C. `STOPPING_SIGNALS` and the end of
     the terminal (SIGHUP) count as Ctrl-C, so that `finally` blocks run, unless they are ignored (nohup). After the
     former the exit status is `STOPPED` where the verb gives `when_stopped`, as those do that go on when they are
     started again.
@@ -68,12 +68,7 @@ def run(verb: str, action: Callable[[], object], when_stopped: str | None = None
     except (OSError, UnicodeEncodeError) as error:
         return tell_of_output(f"rt-plugin {verb}", error)
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in requirements.INSTALL:
-            raise
-        show_trace()
-        print(f"rt-plugin {verb}: error: {requirements.missing(package)}", file=sys.stderr)
-        return 1
+        return tell_of_missing(f"rt-plugin {verb}", error)
     except KeyboardInterrupt as interrupt:
         print(f"\nrt-plugin {verb}: {when_stopped or 'stopped'}", file=sys.stderr, flush=True)
         return STOPPED if when_stopped and interrupt.args and interrupt.args[0] in STOPPING_SIGNALS else INTERRUPTED
@@ -116,6 +111,21 @@ def tell_of_output(who: str, error: OSError | UnicodeEncodeError, place: str = "
         line = f"{place}: {error.strerror or error}" if place else error.strerror or str(error)
     show_trace()
     print(f"{who}: error: {line}", file=sys.stderr, flush=True)
+    return 1
+
+
+def tell_of_missing(who: str, error: ModuleNotFoundError) -> int:
+    """Print one line on a package that is not there; returns the exit status.
+
+    Args:
+        who: prints it.
+        error: that is being handled; raised again where the package is none of `requirements.INSTALL`.
+    """
+    package = (error.name or "").partition(".")[0]
+    if package not in requirements.INSTALL:
+        raise error
+    show_trace()
+    print(f"{who}: error: {requirements.missing(package)}", file=sys.stderr, flush=True)
     return 1
 
 

@@ -1,4 +1,4 @@
-"""Packages that only some of the work needs, and for each the command that installs it."""
+"""Packages that not all of the work needs, and for each the command that installs it."""
 
 import importlib.util
 import re
@@ -9,6 +9,10 @@ from rt_plugin.errors import UserError
 FAIRSEQ_VERSION = "0.12.3.1"  # of the distribution fairseq-fixed; pyproject.toml and scripts/setup.sh name it, too
 # what is imported -> what installs it
 INSTALL = {
+    # what an installation of this package brings, and a checkout alone does not
+    "torch": "pip install torch",
+    "numpy": "pip install 'numpy>=2'",
+    **{name: f"pip install {name}" for name in ("sentencepiece", "sacremoses", "tqdm", "tabulate")},
     # built in isolation it would bring a torch of its own (docs/install.md)
     "fairseq": "pip install 'numpy>=2' 'setuptools>=77' wheel cython && "
     f"pip install --no-build-isolation fairseq-fixed=={FAIRSEQ_VERSION}",
