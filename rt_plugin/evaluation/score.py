@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import itertools
 import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, BinaryIO
 
 from rt_plugin.console import commands
@@ -115,20 +115,19 @@ def _row(number: int, line: str, sentence: Sentence | None, nats: float | None, 
 
 def write_rows(rows: Iterable[dict], form: str, file: BinaryIO) -> None:
     """Write rows in one of `FORMATS`, each at once."""
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-    try:
-        writer, begun = csv.writer(text, lineterminator="\n"), False
-        write_cells = writer.writerow if form == "csv" else lambda cells: text.write(_tsv_line(cells))
-        for row in rows:
-            if form == "jsonl":
-                text.write(json.dumps(row, ensure_ascii=False) + "\n")
-                continue
-            if not begun:
-                write_cells(row)
-                begun = True
-            write_cells(row.values())
-    finally:
-        text.detach()  # the file stays open: who opened it closes it
+
+    def write(text: str) -> None:
+        file.write(text.encode())
+
+    writer = csv.writer(SimpleNamespace(write=write), lineterminator="\n")
+    write_cells = writer.writerow if form == "csv" else lambda cells: write(_tsv_line(cells))
+    for number, row in enumerate(rows):
+        if form == "jsonl":
+            write(json.dumps(row, ensure_ascii=False) + "\n")
+            continue
+        if number == 0:
+            write_cells(row)
+        write_cells(row.values())
 
 
 def _tsv_line(cells: Iterable[int | float | str | None]) -> str:

@@ -3,11 +3,13 @@
 import csv
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from conftest import SAMPLE
+from conftest import ENVIRONMENT, REPOSITORY, SAMPLE
 from rt_plugin import UserError, hub
 from rt_plugin.evaluation import score
 from rt_plugin.inference.likelihood import MASKS, PseudoLikelihood
@@ -184,6 +186,16 @@ def test_a_line_that_is_too_long(pretrained, text_file, tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert rows[5]["line"] == "7" and rows[5]["pll_nats"] == ""
     assert rows[6]["pll_nats"] == rows[1]["pll_nats"]
+
+
+def test_standard_output_that_is_full(pretrained, text_file):
+    """In one line, also at the end of the process, when what is left is written again."""
+    words = [sys.executable, "-m", "rt_plugin", "score", text_file, "--model", pretrained, "--cpu"]
+    with open("/dev/full", "w") as full:
+        environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": ""}
+        result = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, env=environment)
+    assert (result.returncode, "Traceback" in result.stderr) == (1, False)
+    assert result.stderr.endswith("rt-plugin score: error: standard output: No space left on device\n")
 
 
 def test_out_is_the_text_itself(pretrained, text_file, capsys):
