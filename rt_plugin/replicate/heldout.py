@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from rt_plugin.console import commands
 from rt_plugin.errors import UserError
+from rt_plugin.model_folder.files import BEST_CHECKPOINT
 from rt_plugin.replicate import figures
 from rt_plugin.replicate.results import HELD_OUT_FILES, checksum, write_csv
 
@@ -53,7 +54,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="for the CSV files and plots")
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="of the models (default: those of their folders)")
     parser.add_argument("--split", default="test", help="of the corpus (default: %(default)s)")
-    parser.add_argument("--checkpoint", default="checkpoint_best.pt", metavar="FILE", help="default: %(default)s")
+    parser.add_argument(
+        "--checkpoint", default=BEST_CHECKPOINT, metavar="FILE", help="its name in each folder (default: %(default)s)"
+    )
     parser.add_argument("--mask-seed", type=int, default=1, metavar="N", help="default: %(default)s")
     parser.add_argument("--cpu", action="store_true", help="though there is a GPU")
     parser.add_argument("--no-plots", action="store_true", help="write the CSV files only")
