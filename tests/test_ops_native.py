@@ -33,7 +33,7 @@ CSRC = PACKAGE / "csrc"
 NATIVE = Path(__file__).parent / "native"
 X86 = platform.machine() in ("x86_64", "AMD64")
 COMPILER = os.environ.get("CXX") or shutil.which("c++")
-FLAGS = ("-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized", "-Wno-unused-function")
+FLAGS = ("-std=c++17", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized", "-Wno-unused-function")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 # For vector code: what lies on the stack there are registers, and checking them takes the compiler minutes a file. The
 # arithmetic is shared with the scalar code, which the undefined-behaviour sanitizer sees.
