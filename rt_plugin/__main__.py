@@ -50,16 +50,19 @@ def describe() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status. Ends quietly where nobody reads what it prints."""
+    words = list(sys.argv[1:] if argv is None else argv)
     if sys.stdout is None:
         sys.stdout = closed_output()
     try:
         try:
-            return _run(list(sys.argv[1:] if argv is None else argv))
+            return _run(words)
         finally:
             sys.stdout.flush()  # the help, too, after which argparse leaves
     except BrokenPipeError:
         return leave_quietly()
     except (OSError, UnicodeEncodeError) as error:
+        if "fairseq" in words[:2]:  # whose errors are fairseq's, of whatever it did
+            raise
         return tell_of_output("rt-plugin", error, STANDARD_OUTPUT)
 
 

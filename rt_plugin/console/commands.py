@@ -105,7 +105,7 @@ def tell_of_output(who: str, error: OSError | UnicodeEncodeError, place: str = "
         if error.encoding == "utf-8":  # half characters, whatever they were to be written to
             raise error
         character = error.object[error.start]
-        line = f"{STANDARD_OUTPUT}: its encoding {error.encoding} has no {character!a}; set PYTHONIOENCODING=utf-8"
+        line = f"{STANDARD_OUTPUT}, or a file's name: {error.encoding} has no {character!a}; set PYTHONUTF8=1"
     else:
         place = error.filename or (place if _output_works() else STANDARD_OUTPUT)
         line = f"{place}: {error.strerror or error}" if place else error.strerror or str(error)

@@ -5,7 +5,6 @@ Markdown with a YAML head, as the Hugging Face hub reads it. Nothing in it is ma
 
 import argparse
 import json
-import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from rt_plugin.errors import UserError
 from rt_plugin.inference.interface import CLASSIFICATION_HEAD, RecurrentRobertaHubInterface
 from rt_plugin.inference.loading import from_pretrained
 from rt_plugin.inference.masks import check_mask
-from rt_plugin.model_folder.files import TOKENIZER_FILE
+from rt_plugin.model_folder.files import TOKENIZER_FILE, data_folders
 from rt_plugin.model_folder.pooling import OF_TWO
 from rt_plugin.text.normalization import TextNormalizer
 
@@ -129,7 +128,7 @@ def _manifest(args: argparse.Namespace) -> dict | None:
         data = _data_of(shlex.split((args.model / "command.txt").read_text(encoding="utf-8")))
     except (OSError, IndexError, ValueError):
         return None
-    folders = [Path(name) for name in data.split(os.pathsep)]
+    folders = [Path(name) for name in data_folders(data)]
     corpora = {folder.parent if _SHARD.fullmatch(folder.name) else folder for folder in folders}
     found = next(iter(corpora)) / _MANIFEST_FILE
     return _json(found) if len(corpora) == 1 and found.is_file() else None

@@ -37,6 +37,7 @@ from rt_plugin.model_folder.files import (
     CONFIGURATION_FILE,
     SAFETENSORS_FILE,
     copy_files,
+    data_folders,
 )
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def _without_absolute_paths(value):
     if isinstance(value, dict):
         return {name: _without_absolute_paths(item) for name, item in value.items()}
     if isinstance(value, str) and os.path.isabs(value):
-        return os.pathsep.join(os.path.basename(os.path.normpath(path)) for path in value.split(os.pathsep))
+        return os.pathsep.join(os.path.basename(os.path.normpath(path)) for path in data_folders(value))
     return value
 
 

@@ -75,6 +75,10 @@ def run(args: argparse.Namespace) -> None:
     if not trained:
         raise UserError(f"{args.glue_dir}: no task with a train set there; name others with --tasks")
     jobs = [(task, source_files(task, folder, args.subsets, needed)) for task, folder in trained]
+    if without := [task.name for task, files in jobs if not args.hold_out and "valid" not in files]:
+        raise UserError(
+            f"{without[0]}: has no dev set to read the floor on; hold rows of the train set out: --hold-out"
+        )
     rows = []
     for task, files in jobs:
         commands.report(f"{task.name}: {files['train']}")

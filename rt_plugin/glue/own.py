@@ -85,13 +85,32 @@ def make_task(name: str, description: Any, where: str, files: set[str] | None = 
     return GlueTask(name=name, reader=reader, benchmark="", **given)
 
 
+def of_earlier_versions(description: Any) -> Any:
+    """A description that was taken before, without the files that this version would refuse."""
+    files = description.get("files") if isinstance(description, dict) else None
+    if not isinstance(files, dict):
+        return description
+    kept = {split: file for split, file in files.items() if _is_split(split)}
+    if "valid" in kept:
+        kept.pop("dev", None)
+    return {**description, "files": kept}
+
+
+def _is_split(name: str) -> bool:
+    return name in ("train", "dev") or name.startswith(("valid", "test"))
+
+
 def _files(named: Any, where: str) -> dict[str, str]:
     """split -> file, `dev` under its name `valid`."""
     if not (isinstance(named, dict) and all(isinstance(name, str) for name in named.values())):
         raise UserError(f"{where}: files is {named!r}, expected an object of split -> file name")
-    if (wrong := [split for split in named if split not in (*_FILES, "dev")]) or {"dev", "valid"} <= named.keys():
+    wrong = [split for split in named if not _is_split(split)]
+    if wrong or {"dev", "valid"} <= named.keys():
         found = repr(wrong[0]) if wrong else "'dev' and 'valid', which are one split"
-        raise UserError(f"{where}: files names {found}, expected some of train, valid (or dev) and test")
+        raise UserError(
+            f"{where}: files names {found}, expected some of train, valid (or dev) and test, or a name that begins "
+            "with valid or test"
+        )
     return {"valid" if split == "dev" else split: file for split, file in named.items()}
 
 

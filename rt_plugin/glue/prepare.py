@@ -151,7 +151,7 @@ def chosen_tasks(names: Sequence[str] | None, glue_dir: Path) -> list[tuple[Glue
     if not glue_dir.is_dir():
         raise UserError(f"{glue_dir}: no such folder; expected one with task folders such as {glue_dir / 'QNLI'}")
     everything = (*(task.name for task in TASKS), *own.names_in(glue_dir))
-    tasks = [own.task_of_folder(name, glue_dir / name) for name in names or everything]
+    tasks = [own.task_of_folder(name, glue_dir / name) for name in dict.fromkeys(names or everything)]
     pairs = [(task, source_folder(task, glue_dir)) for task in tasks]
     if names and (missing := [task.name for task, folder in pairs if folder is None]):
         raise UserError(f"{glue_dir}: no folder for {', '.join(missing)}; expected {glue_dir / missing[0]}")

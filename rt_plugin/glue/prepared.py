@@ -147,7 +147,7 @@ def task_in(content: dict, where: str = GLUE_FILE) -> GlueTask:
     """
     if "description" not in content:
         return find_task(content["task"])
-    return own.make_task(content["task"], content["description"], where)
+    return own.make_task(content["task"], own.of_earlier_versions(content["description"]), where)
 
 
 def task_of(

@@ -80,7 +80,10 @@ class RecurrentRobertaTokenizer(PreTrainedTokenizer):
         if self._normalization == "none":
             return
         # in an import statement transformers sees it, and refuses without it also where nothing is normalised
-        sacremoses = importlib.import_module("sacremoses")
+        try:
+            sacremoses = importlib.import_module("sacremoses")
+        except ModuleNotFoundError:
+            raise ImportError("the text normalisation of this model needs sacremoses: pip install sacremoses") from None
         self._punctuation = sacremoses.MosesPunctNormalizer(lang=settings["language"])
         if self._normalization == "moses-tokenize":
             self._words = sacremoses.MosesTokenizer(lang=settings["language"])

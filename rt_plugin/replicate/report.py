@@ -101,6 +101,15 @@ def left(results: Results) -> int:
     return max(0, len(planned) * len(final.seeds) - len(results.of(FINAL)))
 
 
+def unfit_for_finetuning(results: Results) -> list[str]:
+    """The arms whose encoder that the plan fine-tunes failed, or which always diverged in the search."""
+    if results.plan.finetuning is None:
+        return []
+    seed, losses = results.plan.finetuning.encoder_seed, _search_losses(results)
+    failed = {row["arm"] for row in results.of(FINAL) if int(row["seed"]) == seed and row["failed"]}
+    return [*failed, *(arm for arm, found in losses.items() if not any(map(math.isfinite, found.values())))]
+
+
 def is_evaluated(results: Results) -> bool:
     """Whether all final runs that did not fail have a test loss: then outcomes are comparable."""
     return all(row["test_loss"] for row in results.of(FINAL) if not row["failed"])
@@ -385,7 +394,12 @@ def write_report(folder: Path, out: Path) -> str:
             results, values, title, "bits a masked token", results.plan.least_difference, concludes=True
         )
     parts += pairs_section(results, folder)
-    parts += [*time_section(results, folder), *position_section(folder), *stability_section(results.plan, folder)]
+    failed = unfit_for_finetuning(results)
+    parts += [
+        *time_section(results, folder),
+        *position_section(folder),
+        *stability_section(results.plan, folder, failed),
+    ]
     parts += failures_section(results)
     parts.append("\n\n".join(f"![{figure.name.replace('_', ' ')}]({figure.name}.png)" for figure in drawn))
     text = "\n\n".join(filter(None, parts)) + "\n"

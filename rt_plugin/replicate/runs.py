@@ -237,9 +237,9 @@ def _ending_file(run: Run, out: Path) -> Path:
 
 def _commits(folder: Path) -> str:
     """What trained it, by its records; by its command.txt where these, of an earlier version, do not say."""
-    found = (record.get("commit") for record in _records(folder))
+    found = [record.get("commit", "unknown") for record in _records(folder)]
     known = dict.fromkeys(c for c in found if isinstance(c, str) and _VERSION.fullmatch(c))
-    return " ".join(known) or revision(_user_dir(folder))
+    return " ".join(known) if known.keys() - {"unknown"} else revision(_user_dir(folder))
 
 
 def _user_dir(folder: Path) -> Path:

@@ -3,6 +3,7 @@ ones is, and how many runs fail."""
 
 import math
 from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from rt_plugin.glue.results import read_csv
 from rt_plugin.glue.specs import task_rank
 from rt_plugin.glue.statistics import Results, TaskResult, collect
 from rt_plugin.replicate.figures import Figure, Panel, Series
-from rt_plugin.replicate.plan import Plan
+from rt_plugin.replicate.plan import Finetuning, Plan
 from rt_plugin.replicate.results import FINETUNING_FILE
 from rt_plugin.replicate.statistics import COMPARISON_HEADINGS, compare, comparison_cells, good_range, judged, wilson
 
 MARGIN = 1.0  # points of 100
+LEAST_TASKS = 2  # on which an arm has to be the more stable one, and on none the less stable one
 
 _MEASURES = f"""\
 Dev scores at the end of training, points of 100; an undefined one counts as 0. Shortfall: how far the mean over all
@@ -29,7 +31,8 @@ of the luck of fine-tuning one encoder, not of pretraining another."""
 
 _COMPARED = f"""\
 Difference of mean shortfalls; negative: the first arm is the more stable. p (Holm) is corrected for all {{}}
-comparisons. Below {MARGIN:g} point counts as none. Not read: a task where more than half of an arm's runs failed at its
+comparisons. Below {MARGIN:g} point counts as none. An arm is the more stable one if it is so on {LEAST_TASKS} tasks
+and the less stable one on none. Not read: a task where more than half of an arm's runs failed at its
 best rate, as what has learned nothing is the same at every rate."""
 
 
@@ -55,8 +58,12 @@ def shortfalls(sweep: TaskResult) -> list[float]:
     return [sweep.scores[sweep.best_lr][seed] - mean for seed, mean in zip(seeds, means, strict=True)]
 
 
-def stability_section(plan: Plan, folder: Path) -> list[str]:
-    """A row for each task and arm, and the plan's comparisons of these arms; empty without fine-tunings."""
+def stability_section(plan: Plan, folder: Path, failed: Collection[str] = ()) -> list[str]:
+    """A row for each task and arm, and the plan's comparisons of these arms; empty without fine-tunings.
+
+    Args:
+        failed: arms whose encoder did not end well, so that there is nothing to fine-tune.
+    """
     sweeps = read_sweeps(folder)
     if not sweeps:
         return []
@@ -71,7 +78,7 @@ def stability_section(plan: Plan, folder: Path) -> list[str]:
     ]
     if edges:
         parts.append(f"**At an edge of the grid, the optimum may lie beyond: {', '.join(edges)}.**")
-    return [*parts, *_compared(plan, sweeps)]
+    return [*parts, *_compared(plan, sweeps, failed)]
 
 
 def _cells(sweep: TaskResult) -> list[str]:
@@ -97,32 +104,48 @@ def _shortfall(sweep: TaskResult) -> str:
     return f"{np.mean(found):.1f}" if found else "-"
 
 
-def _compared(plan: Plan, sweeps: Results) -> list[str]:
+def _compared(plan: Plan, sweeps: Results, failed: Collection[str]) -> list[str]:
     """The plan's comparisons between fine-tuned arms, task by task, as one family; none before all runs have ended."""
-    arms = plan.finetuning.arms if plan.finetuning else ()
+    arms = [arm for arm in plan.finetuning.arms if arm not in failed] if plan.finetuning else []
     pairs = [(a, b) for a, b in plan.comparisons if a in arms and b in arms]
-    there = sum(sweep.at(sweep.scores).runs for arm in arms for sweep in sweeps.get(arm, {}).values())
-    left = len(arms) * plan.finetuning.runs - there if arms else 0
-    if left > 0:
+    if left := sum(_left(plan.finetuning, sweeps.get(arm, {})) for arm in arms):
         return [f"**{left} fine-tunings are left: nothing is compared before all have ended.**"]
     if not pairs:
         return []
-    family = [(task, a, b) for task in sweeps[pairs[0][0]] for a, b in pairs]
+    tasks = sorted({task for names, _ in plan.finetuning.sweeps for task in names}, key=task_rank)
+    family = [(task, a, b) for task in tasks for a, b in pairs]
     found = compare([_both(sweeps[a][task], sweeps[b][task]) for task, a, b in family])
     words = {"lower": "more stable", "higher": "less stable"}
-    rows, verdicts = [], defaultdict(list)
+    rows, judgements = [], defaultdict(list)
     for (task, a, b), c in zip(family, found, strict=True):
         said = "not read" if math.isnan(c.difference) else judged(c, MARGIN)
-        verdicts[a, b].append(words.get(said, said))
-        rows.append([task, f"{a} - {b}", *comparison_cells(c), verdicts[a, b][-1]])
+        judgements[a, b].append(words.get(said, said))
+        rows.append([task, f"{a} - {b}", *comparison_cells(c), judgements[a, b][-1]])
     parts = [_COMPARED.replace("\n", " ").format(len(family))]
     parts.append(markdown_table(["task", *COMPARISON_HEADINGS, "judged"], rows))
-    parts += [
-        f"**{a} against {b}: more stable on {said.count('more stable')} tasks of {len(said)}, less on "
-        f"{said.count('less stable')}; {said.count('not read')} are not read.**"
-        for (a, b), said in verdicts.items()
-    ]
+    parts += [_verdict(f"{a} against {b}", said) for (a, b), said in judgements.items()]
     return parts
+
+
+def _left(planned: Finetuning, tasks: Mapping[str, TaskResult]) -> int:
+    """How many of an encoder's fine-tunings have not ended."""
+    runs = {
+        (task, rate, seed)
+        for names, seeds in planned.sweeps
+        for task in names
+        for rate in planned.learning_rates
+        for seed in seeds
+    }
+    there = {(t, rate, seed) for t, sweep in tasks.items() for rate, found in sweep.scores.items() for seed in found}
+    return len(runs - there)
+
+
+def _verdict(who: str, said: Sequence[str]) -> str:
+    more, less, unread = (said.count(word) for word in ("more stable", "less stable", "not read"))
+    verdict = "not told apart"
+    if not (more and less) and max(more, less) >= LEAST_TASKS:
+        verdict = "more stable" if more else "less stable"
+    return f"**{who}: {verdict} (more on {more} of {len(said)} tasks, less on {less}, {unread} not read).**"
 
 
 def _both(a: TaskResult, b: TaskResult) -> tuple[list[float], list[float]]:

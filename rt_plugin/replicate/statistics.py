@@ -13,6 +13,7 @@ import numpy as np
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 COMPARISON_HEADINGS = ("comparison", "difference", "95 % interval (Welch)", "p", "p (Holm)")
+_ROUNDING = 1e-9  # of bits and of points: values that differ by less are the same
 _RANDOM_SEED = 20220523  # any: the same input gives the same interval
 
 
@@ -44,7 +45,7 @@ def compare(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[Co
     found = []
     for a, b in pairs:
         low = high = p = math.nan
-        if min(len(a), len(b)) > 1 and (np.ptp(a) > 0 or np.ptp(b) > 0):
+        if min(len(a), len(b)) > 1 and max(np.ptp(a), np.ptp(b)) > _ROUNDING:
             test = stats.ttest_ind(a, b, equal_var=False)
             p, (low, high) = float(test.pvalue), map(float, test.confidence_interval(CONFIDENCE))
         found.append((float(np.mean(a) - np.mean(b)), low, high, p))

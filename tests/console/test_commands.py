@@ -89,7 +89,7 @@ def test_output_that_nobody_reads(action, monkeypatch, capsys):
 def test_output_whose_encoding_lacks_a_letter(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
     assert commands.run("plot", lambda: print("a \u2265 b")) == 1
-    line = "standard output: its encoding latin-1 has no '\\u2265'; set PYTHONIOENCODING=utf-8"
+    line = "standard output, or a file's name: latin-1 has no '\\u2265'; set PYTHONUTF8=1"
     assert capsys.readouterr().err == f"rt-plugin plot: error: {line}\n"
 
 

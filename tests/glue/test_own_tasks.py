@@ -10,6 +10,7 @@ from conftest import sample_rows
 from rt_plugin.errors import UserError
 from rt_plugin.glue import baselines, finetune, predict, prepare, report
 from rt_plugin.glue.own import describe, make_task
+from rt_plugin.glue.prepared import task_in
 from rt_plugin.glue.readers import read_examples
 from rt_plugin.glue.results import summarize
 from rt_plugin.model import RecurrentRobertaModel
@@ -122,6 +123,21 @@ def test_the_dev_file_is_the_split_valid():
     assert task.files == {"train": "a.tsv", "valid": "b.tsv"}
 
 
+def test_more_dev_sets_and_folders_of_earlier_versions():
+    files = {"train": "a.tsv", "valid": "b.tsv", "valid_hard": "c.tsv"}
+    assert make_task("Mine", {**REVIEWS, "files": files}, "task.json").files == files
+    content = {"task": "Mine", "description": {**REVIEWS, "files": {**files, "dev": "d.tsv", "extra": "e.tsv"}}}
+    assert task_in(content).files == files
+
+
+def test_the_floor_needs_a_dev_set(tmp_path, capsys):
+    (tmp_path / "Mine").mkdir()
+    (tmp_path / "Mine" / "task.json").write_text(json.dumps({**REVIEWS, "files": {"train": "a.tsv"}}))
+    (tmp_path / "Mine" / "a.tsv").write_text("")
+    assert baselines.main([str(tmp_path), str(tmp_path / "out.csv")]) == 1
+    assert "Mine: has no dev set to read the floor on; hold rows of the train set out" in capsys.readouterr().err
+
+
 def test_compressed_files_are_read_by_what_they_hold():
     task = make_task("Mine", {**REVIEWS, "files": {"train": "a.jsonl.gz", "valid": "b.jsonl.gz"}}, "task.json")
     assert task.reader == "jsonl"
@@ -158,7 +174,7 @@ def test_blank_lines_are_no_rows(tmp_path):
             "metrics names 'f1', expected some of accuracy, f1_macro, mcc",
         ),
         ({"label": ["label"]}, "label is ['label'], expected the name of a column or key"),
-        ({"files": {"Dev": "a"}}, "files names 'Dev', expected some of train, valid (or dev) and test"),
+        ({"files": {"Dev": "a"}}, "files names 'Dev', expected some of train, valid (or dev) and test, or a"),
         ({"files": {"dev": "a", "valid": "b"}}, "files names 'dev' and 'valid', which are one split"),
         ({"files": ["train.tsv"]}, "files is ['train.tsv'], expected an object of split -> file name"),
     ],

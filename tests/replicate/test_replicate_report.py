@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rt_plugin.glue import results as glue_results
-from rt_plugin.replicate import report
+from rt_plugin.replicate import report, stability
 from rt_plugin.replicate.plan import load_plan
 from rt_plugin.replicate.results import CURVE_COLUMNS, RUN_COLUMNS, write_csv
 
@@ -223,7 +223,7 @@ RATES = (1e-5, 1e-4, 1e-3)
 def finetuned(results):
     """Writes finetuning.csv of RTE with a score an arm and rate and what seeds have more; returns the section on it."""
 
-    def make(scores, more=(0.0, 0.0, 0.0), failed=lambda score: score <= 0.5, runs=None):
+    def make(scores, more=(0.0, 0.0, 0.0), failed=lambda score: score <= 0.5, runs=None, change=lambda rows: None):
         rows = []
         for model, at_rates in scores.items():
             for lr, score in zip(RATES, at_rates, strict=True):
@@ -234,7 +234,7 @@ def finetuned(results):
         plan = {"arms": list(scores), "encoder_seed": 11, "learning_rates": RATES, "epochs": 1}
         plan["sweeps"] = [{"tasks": ["RTE"], "seeds": [*range(1, len(more) + 1)]}]
         evaluate = {"mask_seed": 1, "finetuning": plan}
-        return results(LOSSES, evaluate=evaluate).split("## Stability of fine-tuning")[1]
+        return results(LOSSES, change, evaluate=evaluate).split("## Stability of fine-tuning")[1]
 
     return make
 
@@ -255,7 +255,7 @@ def test_shortfalls_are_compared_as_the_plan_compares_losses(finetuned):
     text = finetuned(scores, more=(0.0, 0.02, 0.03))
     assert cells(text, "RTE", "swish-rnn - ffn")[2:] == ["-2.6667", "-", "-", "-", "not told apart"]
     assert cells(text, "RTE", "swish-rnn-alternate - swish-rnn")[2:] == ["+0.3333", "-", "-", "-", "no difference"]
-    assert "**swish-rnn against ffn: more stable on 0 tasks of 1, less on 0; 0 are not read.**" in text
+    assert "**swish-rnn against ffn: not told apart (more on 0 of 1 tasks, less on 0, 0 not read).**" in text
     assert cells(text, "RTE", "ffn")[4] == "1.5" and "edge of the grid" not in text
 
 
@@ -274,7 +274,7 @@ def test_a_more_stable_arm_is_told(finetuned, results):
     assert report.main([str(results.folder)]) == 0
     text = (results.folder / "report.md").read_text(encoding="utf-8")
     assert cells(text, "RTE", "swish-rnn - ffn")[-1] == "more stable"
-    assert "**swish-rnn against ffn: more stable on 1 tasks of 1, less on 0; 0 are not read.**" in text
+    assert "**swish-rnn against ffn: not told apart (more on 1 of 1 tasks, less on 0, 0 not read).**" in text
 
 
 def test_no_width_and_no_comparison_for_a_model_that_only_failed(finetuned):
@@ -282,7 +282,7 @@ def test_no_width_and_no_comparison_for_a_model_that_only_failed(finetuned):
     text = finetuned({"ffn": (0.5, 0.5, 0.5), "swish-rnn": (0.6, 0.605, 0.6)})
     assert cells(text, "RTE", "ffn")[6:10] == ["-", "-", "-", "9/9"]
     assert cells(text, "RTE", "swish-rnn - ffn")[2:] == ["-", "-", "-", "-", "not read"]
-    assert "1 are not read" in text
+    assert "1 not read" in text
 
 
 def test_a_best_rate_at_an_end_of_the_grid_is_told(finetuned):
@@ -294,6 +294,39 @@ def test_half_a_sweep_is_not_compared(finetuned):
     text = finetuned({"ffn": (0.5, 0.6, 0.58), "swish-rnn": (0.6, 0.605, 0.6)}, runs=17)
     assert "**1 fine-tunings are left: nothing is compared before all have ended.**" in text
     assert "swish-rnn - ffn" not in text
+
+
+def test_what_other_sweeps_added_does_not_count_as_planned(finetuned, results):
+    """As MNLI's second dev set, or a rate that the plan has not."""
+    finetuned({"ffn": (0.5, 0.6, 0.58), "swish-rnn": (0.6, 0.605, 0.6)}, runs=17)
+    file = results.folder / "finetuning.csv"
+    *_, last = file.read_text().splitlines()
+    file.write_text(file.read_text() + last.replace("0.001", "0.1", 1) + "\n")
+    assert report.main([str(results.folder)]) == 0
+    assert "**1 fine-tunings are left" in (results.folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_an_arm_without_an_encoder_is_not_waited_for(finetuned):
+    def fail(rows):
+        (row,) = [r for r in rows if (r["stage"], r["arm"], r["seed"]) == ("final", "swish-rnn-alternate", 11)]
+        row |= {"failed": "diverged", "why": "said so", "test_loss": ""}
+
+    scores = {"ffn": (0.5, 0.6, 0.58), "swish-rnn": (0.6, 0.605, 0.6), "swish-rnn-alternate": (0.6, 0.6, 0.6)}
+    text = finetuned(scores, runs=18, change=fail)
+    assert "are left" not in text and cells(text, "RTE", "swish-rnn - ffn")[-1] != "not read"
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        (["more stable", "more stable", "no difference", "not read"], "more stable"),
+        (["more stable", "no difference"], "not told apart"),
+        (["less stable", "less stable", "less stable"], "less stable"),
+        (["less stable", "less stable", "more stable"], "not told apart"),
+    ],
+)
+def test_an_arm_is_more_stable_on_two_tasks_and_less_on_none(said, verdict):
+    assert stability._verdict("a against b", said).startswith(f"**a against b: {verdict} (")
 
 
 @pytest.fixture
