@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default="none",
         help="as in pretraining (default: %(default)s)",
     )
-    parser.add_argument("--out", help="JSON file to write")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file to write")
     return parser.parse_args(argv)
 
 

@@ -28,7 +28,9 @@ def test_all_shards_of_the_training_text_are_counted(tmp_path, capsys):
     for number, folder in enumerate(shards):
         write_split(folder, "train", lengths[number], seed=number)
     write_split(shards[0], "valid", lengths[0], seed=2)
-    assert unigram.main([":".join(map(str, shards)), "--tokens-per-sample", "32"]) == 0
+    out = tmp_path / "unigram.json"
+    assert unigram.main([":".join(map(str, shards)), "--tokens-per-sample", "32", "--out", str(out)]) == 0
     result = json.loads(capsys.readouterr().out)
+    assert json.loads(out.read_text()) == result
     assert result["train_tokens"] == np.sum(lengths[0] - 1) + np.sum(lengths[1] - 1)  # all but </s>
     assert result["valid_tokens"] == np.sum(lengths[0] - 1)
