@@ -37,6 +37,7 @@ from rt_plugin.errors import UserError
 from rt_plugin.evaluation import pairs_report
 from rt_plugin.evaluation.pairs import Pair, Paradigm, digest, read_paradigms
 from rt_plugin.inference import MASKS
+from rt_plugin.inference.arguments import add_checkpoint
 
 if TYPE_CHECKING:
     from rt_plugin.inference.likelihood import PseudoLikelihood, Sentence
@@ -227,12 +228,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("model", metavar="MODEL", type=Path, help="a model folder")
     parser.add_argument("data", metavar="DATA", type=Path, help="folder of JSON lines, or one file")
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder for the results of this model")
-    parser.add_argument(
-        "--checkpoint",
-        default="checkpoint_best.pt",
-        metavar="FILE",
-        help="its name in that folder (default: %(default)s)",
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--mask", nargs="+", choices=MASKS, default=[MASKS[0]], help=f"what is hidden (default: {MASKS[0]})"
     )

@@ -32,6 +32,7 @@ from rt_plugin.console.files import check_output, replacing
 from rt_plugin.console.progress import Progress
 from rt_plugin.errors import NoTextError, UserError
 from rt_plugin.inference import MASKS
+from rt_plugin.inference.arguments import add_checkpoint
 from rt_plugin.text.raw import read_lines
 
 if TYPE_CHECKING:
@@ -173,12 +174,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = commands.parser("score", __doc__)
     parser.add_argument("file", metavar="FILE", type=Path, help="UTF-8 text, one sentence a line")
     parser.add_argument("--model", required=True, metavar="DIR", type=Path, help="a model folder")
-    parser.add_argument(
-        "--checkpoint",
-        default="checkpoint_best.pt",
-        metavar="FILE",
-        help="its name in that folder (default: %(default)s)",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--mask", choices=MASKS, default=MASKS[0], help="what is hidden (default: %(default)s)")
     parser.add_argument("--unit", choices=tuple(UNITS), default="nats", help="of the scores (default: %(default)s)")
     parser.add_argument("--out", metavar="FILE", type=Path, help="default: standard output")

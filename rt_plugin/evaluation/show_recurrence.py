@@ -20,6 +20,7 @@ from pathlib import Path
 
 from rt_plugin.console import commands
 from rt_plugin.errors import UserError
+from rt_plugin.inference.arguments import add_checkpoint
 
 
 def show(args: argparse.Namespace) -> None:
@@ -43,12 +44,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("model", metavar="MODEL", type=Path, help="a model folder")
     parser.add_argument("text", metavar="TEXT", type=Path, help="UTF-8 text that the model has not been trained on")
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder for tables and figures")
-    parser.add_argument(
-        "--checkpoint",
-        default="checkpoint_best.pt",
-        metavar="FILE",
-        help="its name in that folder (default: %(default)s)",
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--blocks", type=commands.positive, default=64, metavar="N", help="of text to read (default: %(default)s)"
     )

@@ -282,7 +282,7 @@ def _use(name: str, is_masked_lm: bool, form: str, model: RecurrentRobertaHubInt
         lines = [
             "from rt_plugin.model import RecurrentRobertaModel",
             f'model = RecurrentRobertaModel.from_pretrained("{name}")',
-            _with_this_package(is_masked_lm, texts, model),
+            _with_this_package(is_masked_lm, texts, task, model),
         ]
     return "## Use\n\n" + "".join(f"    {line}\n" for line in lines)
 
@@ -299,11 +299,10 @@ def _with_transformers(name: str, is_masked_lm: bool, texts: Sequence[str], task
     ]
 
 
-def _with_this_package(is_masked_lm: bool, texts: Sequence[str], model: RecurrentRobertaHubInterface | None) -> str:
+def _with_this_package(is_masked_lm: bool, texts: Sequence[str], task, model) -> str:
     words = ", ".join(map(json.dumps, texts))
     if is_masked_lm:
         return f"model.fill_mask({words})"
-    task = getattr(model.task, "glue_task", None) if model else None
     head = model.task.cfg.classification_head_name if task else CLASSIFICATION_HEAD
     if task and task.is_regression:
         words = f"({words})" if len(texts) > 1 else words

@@ -22,7 +22,7 @@ from rt_plugin.console.files import check_output, writing
 from rt_plugin.errors import UserError
 from rt_plugin.glue.readers import Example, json_lines, read_examples, source_folder
 from rt_plugin.glue.specs import BY_NAME, TASKS, GlueTask
-from rt_plugin.model_folder.files import BEST_CHECKPOINT
+from rt_plugin.inference.arguments import add_checkpoint
 from rt_plugin.text.records import kind_of
 
 if TYPE_CHECKING:
@@ -176,9 +176,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = commands.parser("predict-glue", __doc__)
     common = argparse.ArgumentParser(add_help=False)
     commands.add_version(common)
-    common.add_argument(
-        "--checkpoint", default=BEST_CHECKPOINT, metavar="FILE", help="its name in that folder (default: %(default)s)"
-    )
+    add_checkpoint(common)
     common.add_argument(
         "--batch-size", type=commands.positive, default=BATCH_SIZE, metavar="ROWS", help="default: %(default)s"
     )

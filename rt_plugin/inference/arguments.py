@@ -26,14 +26,19 @@ LINES_AT_A_TIME = 2048  # enough for sentences of equal length to fill batches
 def add_model(parser: argparse.ArgumentParser) -> None:
     """--model, --checkpoint, --cpu, --exact."""
     parser.add_argument("--model", required=True, metavar="DIR", type=Path, help="a model folder")
-    parser.add_argument(
-        "--checkpoint", default=BEST_CHECKPOINT, metavar="FILE", help="its name in that folder (default: %(default)s)"
-    )
+    add_checkpoint(parser)
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
     parser.add_argument(
         "--exact",
         action="store_true",
         help="read each line alone: its result is the same in every file, to the last bit",
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """--checkpoint, of the model folder that another argument names."""
+    parser.add_argument(
+        "--checkpoint", default=BEST_CHECKPOINT, metavar="FILE", help="its name in that folder (default: %(default)s)"
     )
 
 
