@@ -169,6 +169,17 @@ def pretrained(data_bin, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def modules_cache(tmp_path_factory):
+    """Where transformers keeps the code of folders: one place a process, as the package that it imports from is one."""
+    import transformers.dynamic_module_utils as dynamic
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        patch.setattr(sys, "path", list(sys.path))
+        yield
+
+
 @pytest.fixture
 def fairseq_train(monkeypatch):
     """fairseq-train in this process, where repairs can be taken back; takes the words, returns the exit status."""

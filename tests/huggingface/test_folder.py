@@ -20,6 +20,7 @@ from rt_plugin.inference.sentences import SentenceReader
 from rt_plugin.model import RecurrentRobertaModel
 from rt_plugin.text.normalization import NORMALIZATIONS, TextNormalizer
 
+pytestmark = pytest.mark.usefixtures("modules_cache")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 COMMITTED = ("recurrent_roberta_mini", "recurrent_roberta_mini_alternate", "roberta_mini")
 EXACT = 1e-10  # the largest difference of logits in float64
@@ -34,17 +35,6 @@ ODD = [
     "a & b &amp; <b> \u2581 ##x \u2026 \u00ab \u00bb , . ;",
     "A" * 300,
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules_cache(tmp_path_factory):
-    """Where transformers keeps the folders' code."""
-    import transformers.dynamic_module_utils as dynamic
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        patch.setattr(sys, "path", list(sys.path))
-        yield
 
 
 def export(model, out, *options):

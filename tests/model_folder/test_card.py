@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import shutil
-import sys
 import textwrap
 
 import pytest
@@ -68,14 +67,11 @@ OWN = {"task": "own", "description": {"texts": ["a"], "label": "b", "score_range
         ("onnx", "QNLI"),
     ],
 )
-def test_what_the_card_says_on_use_runs(form, task, tmp_path, monkeypatch):
+def test_what_the_card_says_on_use_runs(form, task, tmp_path, monkeypatch, modules_cache):
     """For one text and two, for classes and scores; what the last line gives is what the model gives."""
     model = write_model_folder(tmp_path / "model", "forward", **TASKS_OF_USE[task])
     (model / "glue.json").write_text(json.dumps(OWN if task == "own" else {"task": task, "splits": {}}))
     monkeypatch.chdir(tmp_path)
-    if form != "fairseq":
-        monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-        monkeypatch.setattr(sys, "path", list(sys.path))
     assert main(["export", "model", "out", "--format", form]) == 0
     lines = re.search(r"## Use\n\n((?:    .*\n)+)", read(tmp_path / "out")[1])[1]
     *begin, last = textwrap.dedent(lines).splitlines()
