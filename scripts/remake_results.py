@@ -5,7 +5,8 @@
     python scripts/remake_results.py docs/results/laptop  # one
 
 What a folder holds says what is made of it: the results of rt-plugin replicate (plan.json), of fine-tunings and their
-floor (floor.csv), of scripts/finetuning_trials.py (trials.csv), or of rt-plugin show-recurrence (layers.csv).
+floor (floor.csv), of scripts/finetuning_trials.py (trials.csv), of rt-plugin show-recurrence (layers.csv), or of rt-
+plugin minimal-pairs (settings.json), which is put beside those of the folders next to it.
 """
 
 import sys
@@ -17,7 +18,7 @@ import finetuning_trials
 import checkout
 from rt_plugin.console import commands
 from rt_plugin.errors import UserError
-from rt_plugin.evaluation import recurrence_report
+from rt_plugin.evaluation import minimal_pairs, pairs_report, recurrence_report
 from rt_plugin.evaluation.recurrence_tables import LAYERS_FILE
 from rt_plugin.glue import report as glue_report
 from rt_plugin.replicate import report as replication_report
@@ -33,11 +34,19 @@ def remake_sweeps(folder: Path, out: Path) -> None:
     glue_report.write_report_of([folder / name for name in (FLOOR_FILE, *SWEEPS)], out, scores="last")
 
 
+def remake_pairs(folder: Path, out: Path) -> None:
+    """The report on a model's minimal pairs, beside the other models in folders next to its own."""
+    others = sorted(path.parent for path in folder.parent.glob(f"*/{minimal_pairs.SETTINGS_FILE}"))
+    others.remove(folder)
+    pairs_report.write_report([minimal_pairs.read_run(path) for path in (folder, *others)], out)
+
+
 MAKERS: dict[str, Callable[[Path, Path], object]] = {
     PLAN_FILE: replication_report.write_report,
     FLOOR_FILE: remake_sweeps,
     finetuning_trials.ROWS_FILE: finetuning_trials.write_report,
     LAYERS_FILE: recurrence_report.write_report,
+    minimal_pairs.SETTINGS_FILE: remake_pairs,
 }
 
 
