@@ -1,5 +1,6 @@
 """docs/results: the committed reports come from the committed CSV files, and the tables of the documents from them."""
 
+import csv
 import re
 
 import pytest
@@ -39,6 +40,43 @@ def test_tables_in_the_docs_are_those_of_the_report():
         known = [row.items() for found in re.findall(TABLE, text, re.MULTILINE) for row in rows_of_table(found)]
         for row in rows_of_table(table):
             assert any(row.items() <= there for there in known), f"{path}: {row}"
+
+
+ARMS_OF_MODELS = {
+    "recurrent_roberta_mini_alternate": ("laptop-mini-rate", "swish-rnn-alternate"),
+    "recurrent_roberta_mini": ("laptop-mini-rate", "swish-rnn"),
+    "roberta_mini": ("laptop-mini", "ffn"),
+}
+
+
+def final_run(folder: str, arm: str) -> dict[str, str]:
+    with (REPOSITORY / "docs" / "results" / folder / "runs.csv").open(encoding="utf-8", newline="") as file:
+        (run,) = (row for row in csv.DictReader(file) if row["stage"] == "final" and row["arm"] == arm)
+    return run
+
+
+@pytest.mark.parametrize("model", ARMS_OF_MODELS)
+def test_figures_of_the_committed_models_are_those_of_their_runs(model):
+    """On the first page, on that of the pretraining and on the model's card."""
+    run = final_run(*ARMS_OF_MODELS[model])
+    loss = float(run["valid_loss"])
+    first, pretraining = (
+        row
+        for path in (REPOSITORY / "README.md", REPOSITORY / "docs" / "pretraining.md")
+        for table in re.findall(TABLE, path.read_text(encoding="utf-8"), re.MULTILINE)
+        for row in rows_of_table(table)
+        if "of `<mask>` alone" in row and float(row["validation loss, bits"]) == loss
+    )
+    assert f"`{model}`" in first[next(iter(first))]
+    assert first["tokens read"] == f"{float(run['tokens']) / 1e6:.0f} M"
+    assert first["perplexity"] == pretraining["perplexity"]
+    assert float(first["perplexity"]) == pytest.approx(2**loss, abs=0.05 + 2**loss * 0.0005)  # both are rounded
+    assert pretraining["parameters"] == f"{int(run['parameters']):,}"
+    assert float(pretraining["learning rate"]) == float(run["learning_rate"])
+    assert pretraining["updates"] == f"{int(run['updates']):,}"
+    assert pretraining["hours"] == f"{float(run['hours']):.2f}"
+    card = (REPOSITORY / "examples" / "checkpoints" / model / "README.md").read_text(encoding="utf-8")
+    assert f"| validation loss | {loss:.3f} " in card
 
 
 def test_figures_in_the_docs_are_there():
