@@ -105,7 +105,8 @@ def _markdown(
     parts = [
         "# Fine-tuning results",
         f"Dev set scores {_OF_EPOCH[scores]}, times 100, {_ONE_RATE if one else _BEST_RATE}. "
-        f"The average is over {len(shared)} tasks: {', '.join(shared) or 'none'}.",
+        f"The average is over {len(shared)} tasks: {', '.join(shared) or 'none'}; its row has the mean of each column, "
+        "and the sum of the runs.",
         markdown_table([*headings, *overall], [_cells(row, not one) for row in rows]),
     ]
     if floors:

@@ -80,7 +80,7 @@ def test_undefined_score_counts_as_zero_and_one_run_has_no_deviation(report):
 def test_average_is_over_the_tasks_of_all_models(report):
     rows = {(r["model"], r["task"]): r for r in read(report / "table.csv")}
     assert float(rows["new", "average"]["median"]) == pytest.approx((62 + 20) / 2)
-    assert "over 2 tasks: STS-B, RTE." in (report / "report.md").read_text()
+    assert "over 2 tasks: STS-B, RTE;" in (report / "report.md").read_text()
 
 
 def results_of(rows, folder):
@@ -168,7 +168,7 @@ def test_second_dev_set_of_mnli_at_the_best_learning_rate_of_the_first(tmp_path)
     assert found["MNLI-mm", "best learning rate"].difference == pytest.approx(40)
     assert found["average", "best learning rate"].difference == pytest.approx((20 + 0) / 2)
     text = write_report(results, tmp_path / "report")
-    assert "over 2 tasks: MNLI, RTE." in text
+    assert "over 2 tasks: MNLI, RTE;" in text
 
 
 def test_runs_of_two_checkpoints_under_one_name_are_refused(tmp_path, capsys):
