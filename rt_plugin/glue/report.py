@@ -110,7 +110,7 @@ def _markdown(
         markdown_table([*headings, *overall], [_cells(row, not one) for row in rows]),
     ]
     if floors:
-        parts.append(f"{', '.join(floors)}: without an encoder. {' '.join(_below(results, floors))}")
+        parts.append(floors_named(results, floors))
     if between:
         parts += [
             "## Differences",
@@ -123,6 +123,11 @@ def _markdown(
         ]
     parts.append("![Score against learning rate](learning_rates.png)\n\n![Scores of all runs](boxes.png)")
     return "\n\n".join(parts) + "\n"
+
+
+def floors_named(results: Results, floors: Results) -> str:
+    """What is a floor, and for each model on which tasks it does not reach the highest one."""
+    return f"{', '.join(floors)}: without an encoder. {' '.join(_below(results, floors))}"
 
 
 def _below(results: Results, floors: Results) -> Iterator[str]:

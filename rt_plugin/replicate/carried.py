@@ -3,6 +3,7 @@
 OUT/<stage>/<run>/carried.json    in the place of a training: its parameters and its curve
 OUT/<stage>/<run>.json            how it ended, as of runs that were trained here
 OUT/evaluation/<run>/, OUT/glue/<arm>/results.csv    what was measured on its encoder
+OUT/glue/floor.csv                what needs no encoder
 """
 
 import json
@@ -27,6 +28,7 @@ from rt_plugin.replicate.results import (
     STEPS_FILE,
     evaluation_folder,
     finetuning_file,
+    floor_file,
     pairs_folder,
     read_csv,
     results_folder,
@@ -60,6 +62,7 @@ def carry(plan: Plan, runs_so_far: Callable[[], Sequence[Run]], source: Path, ou
             raise
         raise UserError(f"{source}: {error}; expected the CSV files as rt-plugin replicate wrote them") from None
     _carry_steps(source, out)
+    _carry_floor(source, out)
     return carried
 
 
@@ -150,3 +153,9 @@ def _carry_steps(source: Path, out: Path) -> None:
     steps = read_csv(source / STEPS_FILE)
     if steps and not (results_folder(out) / STEPS_FILE).exists():
         write_csv(results_folder(out) / STEPS_FILE, list(steps[0]), steps)
+
+
+def _carry_floor(source: Path, out: Path) -> None:
+    rows = [row for row in read_csv(source / FINETUNING_FILE, ("model", "lr")) if not row["lr"]]
+    if rows and not floor_file(out).exists():
+        write_csv(floor_file(out), list(rows[0]), rows)

@@ -14,7 +14,7 @@ SCALE is smoke, laptop, laptop-causes, laptop-gate, laptop-mini, one-gpu, paper,
 
     OUT/search/, OUT/final/      a --save-dir for each pretraining
     OUT/evaluation/              what was measured on each final encoder
-    OUT/glue/                    prepared GLUE data and a fine-tuning sweep for each arm
+    OUT/glue/                    prepared GLUE data, a fine-tuning sweep for each arm, what needs no encoder
     OUT/results/                 CSV files, report.md, figures: what `rt-plugin replicate-report` makes the report from
 
 The same command goes on where an earlier one was stopped: finished runs stay, those under way continue from their last

@@ -7,6 +7,7 @@ from pathlib import Path
 from rt_plugin.console import commands
 from rt_plugin.errors import UserError
 from rt_plugin.model_folder.files import data_folders
+from rt_plugin.replicate.finetunings import tasks_of
 from rt_plugin.replicate.plan import Plan, Run
 from rt_plugin.replicate.pool import Job, Pool, verb
 from rt_plugin.replicate.results import (
@@ -18,6 +19,7 @@ from rt_plugin.replicate.results import (
     checksum,
     evaluation_folder,
     finetuning_file,
+    floor_file,
     pairs_folder,
     read_csv,
     results_folder,
@@ -95,7 +97,7 @@ def held_out_losses(plan: Plan, runs: Sequence[Run], data: str, out: Path, pool:
 
 
 def _finetuning_files(plan: Plan, out: Path) -> list[Path]:
-    return [finetuning_file(arm, out) for arm in plan.finetuning.arms] if plan.finetuning else []
+    return [*(finetuning_file(arm, out) for arm in plan.finetuning.arms), floor_file(out)] if plan.finetuning else []
 
 
 def minimal_pairs(plan: Plan, runs: Sequence[Run], pairs: Sequence[Path], out: Path, pool: Pool) -> None:
@@ -124,7 +126,7 @@ def minimal_pairs(plan: Plan, runs: Sequence[Run], pairs: Sequence[Path], out: P
 
 
 def finetune(plan: Plan, runs: Sequence[Run], glue: Path, out: Path, pool: Pool) -> None:
-    """Fine-tune the encoders of the plan's fine-tuning seed, and write the CSV file of all.
+    """Fine-tune the encoders of the plan's fine-tuning seed, and write the CSV file of all and of the floor.
 
     The sweeps run one after the other, each with as many runs at a time as the pool has slots.
 
@@ -147,11 +149,16 @@ def finetune(plan: Plan, runs: Sequence[Run], glue: Path, out: Path, pool: Pool)
     encoders = [run for run in encoders if run not in carried]
     if not encoders:
         commands.report("all fine-tunings were taken over")
-        return
-    data, tasks = out / "glue" / "data", sorted({task for tasks, _ in f.sweeps for task in tasks})
-    prepare = [*verb("prepare-glue"), str(glue), str(data), "--model", str(encoders[0].folder(out)), "--tasks", *tasks]
-    if not all((data / task / "glue.json").is_file() for task in tasks):
-        _run_all(pool, [Job("preparing GLUE", prepare, out / "glue" / "prepare.log")])
+    data, tasks = out / "glue" / "data", tasks_of(f)
+    jobs, floor = [], floor_file(out)
+    if encoders and not all((data / task / "glue.json").is_file() for task in tasks):
+        words = [str(glue), str(data), "--model", str(encoders[0].folder(out)), "--tasks", *tasks]
+        jobs.append(Job("preparing GLUE", [*verb("prepare-glue"), *words], out / "glue" / "prepare.log"))
+    if {row["task"] for row in read_csv(floor)} != set(tasks):
+        words = [str(glue), str(floor), "--tasks", *tasks]
+        jobs.append(Job("without an encoder", [*verb("glue-baselines"), *words], floor.with_suffix(".log")))
+    _run_all(pool, jobs)
+    write_finetunings(_finetuning_files(plan, out), out)
     sweeper = Pool(1, pool.environment, pool.nice)
     for run in encoders:
         folder = out / "glue" / run.arm.name

@@ -12,7 +12,12 @@ from rt_plugin.replicate.results import HELD_OUT_FILES, read_csv
 
 FIGURES_FILE = "figures.json"
 _DIGITS = 6  # of what is kept: the last bits differ between machines
-_LINE, _POINTS = "line", "points"
+_LINE, _POINTS, DOTTED = "line", "points", "dotted"
+_STYLES = {
+    _LINE: {"marker": ".", "ls": "-"},
+    _POINTS: {"marker": ".", "ls": ""},
+    DOTTED: {"marker": "", "ls": ":"},
+}
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def draw(figures: Iterable[Figure], out: Path) -> None:
 
 def _draw_panel(ax, panel: Panel, colours: Mapping[str, str]) -> None:
     for s in panel.series:
-        line = {"marker": ".", "ls": "-" if s.style == _LINE else "", "color": colours[s.label], "label": s.label}
+        line = {**_STYLES[s.style], "color": colours[s.label], "label": s.label}
         if s.low:
             spread = [[y - low for y, low in zip(s.y, s.low, strict=True)]]
             spread.append([high - y for y, high in zip(s.y, s.high, strict=True)])

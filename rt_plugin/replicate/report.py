@@ -22,6 +22,7 @@ from rt_plugin.console.tables import markdown_table
 from rt_plugin.errors import UserError
 from rt_plugin.replicate import figures, statistics
 from rt_plugin.replicate.figures import Figure, Panel, Series, points_panel
+from rt_plugin.replicate.finetunings import tasks_section
 from rt_plugin.replicate.pairs import MEAN_OF_PARADIGMS, pairs_figure, phenomena_table, read_pairs
 from rt_plugin.replicate.plan import FINAL, SEARCH, Plan
 from rt_plugin.replicate.results import (
@@ -398,6 +399,7 @@ def write_report(folder: Path, out: Path) -> str:
     parts += [
         *time_section(results, folder),
         *position_section(folder),
+        *tasks_section(results.plan, folder, failed),
         *stability_section(results.plan, folder, failed),
     ]
     parts += failures_section(results)

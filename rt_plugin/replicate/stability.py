@@ -3,18 +3,17 @@ ones is, and how many runs fail."""
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rt_plugin.console.tables import markdown_table
-from rt_plugin.glue.results import read_csv
 from rt_plugin.glue.specs import task_rank
-from rt_plugin.glue.statistics import Results, TaskResult, collect
-from rt_plugin.replicate.figures import Figure, Panel, Series
-from rt_plugin.replicate.plan import Finetuning, Plan
-from rt_plugin.replicate.results import FINETUNING_FILE
+from rt_plugin.glue.statistics import Results, TaskResult, highest_floors
+from rt_plugin.replicate.figures import DOTTED, Figure, Panel, Series
+from rt_plugin.replicate.finetunings import fine_tuned_arms, left, read_sweeps, tasks_of
+from rt_plugin.replicate.plan import Plan
 from rt_plugin.replicate.statistics import COMPARISON_HEADINGS, compare, comparison_cells, good_range, judged, wilson
 
 MARGIN = 1.0  # points of 100
@@ -36,16 +35,6 @@ and the less stable one on none. Not read: a task where more than half of an arm
 best rate, as what has learned nothing is the same at every rate."""
 
 
-def read_sweeps(folder: Path) -> Results:
-    """Arm -> task -> its runs at the end of training; empty without fine-tunings.
-
-    Raises:
-        UserError: the file is broken, or has a run twice.
-    """
-    file = folder / FINETUNING_FILE
-    return collect(read_csv(file), "last") if file.is_file() else {}
-
-
 def has_failed(sweep: TaskResult, rate: float) -> bool:
     """Whether more than half of the runs at a learning rate failed."""
     return 2 * sum(at == rate for at, _ in sweep.failed) > len(sweep.scores[rate])
@@ -64,7 +53,7 @@ def stability_section(plan: Plan, folder: Path, failed: Collection[str] = ()) ->
     Args:
         failed: arms whose encoder did not end well, so that there is nothing to fine-tune.
     """
-    sweeps = read_sweeps(folder)
+    sweeps, _ = read_sweeps(folder)
     if not sweeps:
         return []
     found = [(task, arm, sweep) for arm, tasks in sweeps.items() for task, sweep in tasks.items()]
@@ -106,14 +95,13 @@ def _shortfall(sweep: TaskResult) -> str:
 
 def _compared(plan: Plan, sweeps: Results, failed: Collection[str]) -> list[str]:
     """The plan's comparisons between fine-tuned arms, task by task, as one family; none before all runs have ended."""
-    arms = [arm for arm in plan.finetuning.arms if arm not in failed] if plan.finetuning else []
+    arms = fine_tuned_arms(plan, failed)
     pairs = [(a, b) for a, b in plan.comparisons if a in arms and b in arms]
-    if left := sum(_left(plan.finetuning, sweeps.get(arm, {})) for arm in arms):
-        return [f"**{left} fine-tunings are left: nothing is compared before all have ended.**"]
+    if runs := left(plan, sweeps, failed):
+        return [f"**{runs} fine-tunings are left: nothing is compared before all have ended.**"]
     if not pairs:
         return []
-    tasks = sorted({task for names, _ in plan.finetuning.sweeps for task in names}, key=task_rank)
-    family = [(task, a, b) for task in tasks for a, b in pairs]
+    family = [(task, a, b) for task in tasks_of(plan.finetuning) for a, b in pairs]
     found = compare([_both(sweeps[a][task], sweeps[b][task]) for task, a, b in family])
     words = {"lower": "more stable", "higher": "less stable"}
     rows, judgements = [], defaultdict(list)
@@ -125,19 +113,6 @@ def _compared(plan: Plan, sweeps: Results, failed: Collection[str]) -> list[str]
     parts.append(markdown_table(["task", *COMPARISON_HEADINGS, "judged"], rows))
     parts += [_verdict(f"{a} against {b}", said) for (a, b), said in judgements.items()]
     return parts
-
-
-def _left(planned: Finetuning, tasks: Mapping[str, TaskResult]) -> int:
-    """How many of an encoder's fine-tunings have not ended."""
-    runs = {
-        (task, rate, seed)
-        for names, seeds in planned.sweeps
-        for task in names
-        for rate in planned.learning_rates
-        for seed in seeds
-    }
-    there = {(t, rate, seed) for t, sweep in tasks.items() for rate, found in sweep.scores.items() for seed in found}
-    return len(runs - there)
 
 
 def _verdict(who: str, said: Sequence[str]) -> str:
@@ -156,13 +131,19 @@ def _both(a: TaskResult, b: TaskResult) -> tuple[list[float], list[float]]:
 
 
 def stability_figure(folder: Path) -> list[Figure]:
-    """Score against learning rate by task: medians over seeds, from the worst to the best seed."""
+    """Score against learning rate by task: medians over seeds, from the worst to the best seed; dotted: the highest
+    floor."""
     panels = defaultdict(list)
-    for arm, tasks in read_sweeps(folder).items():
+    sweeps, floors = read_sweeps(folder)
+    for arm, tasks in sweeps.items():
         for task, sweep in tasks.items():
             rates = sorted(sweep.scores)
             scores = [list(sweep.scores[rate].values()) for rate in rates]
             ends = ([float(end(values)) for values in scores] for end in (np.median, min, max))
             panels[task].append(Series(arm, rates, *ends))
+    for task, (name, score) in highest_floors(floors).items():
+        if series := panels.get(task):
+            rates = [rate for s in series for rate in s.x]
+            series.append(Series(name, [min(rates), max(rates)], [score] * 2, style=DOTTED))
     drawn = [Panel(task, "learning rate", "dev score", panels[task], "log") for task in sorted(panels, key=task_rank)]
     return [Figure("stability", drawn)] if drawn else []

@@ -552,9 +552,12 @@ def test_final_encoders_are_evaluated_on_pairs_and_glue(finished, capsys):
     assert [(row["model"], row["task"], row["lr"], row["seed"]) for row in tuned] == [
         ("swish-rnn", "QNLI", "0.001", "1"),
         ("swish-rnn", "QNLI", "0.001", "2"),
+        ("majority", "QNLI", "", "0"),
+        ("tf-idf", "QNLI", "", "0"),
     ]
     text = (results / "report.md").read_text(encoding="utf-8")
     assert "## Second outcome: minimal pairs, pairs, --mask word" in text and "## Stability of fine-tuning" in text
+    assert "## Third outcome: fine-tuned on tasks" in text and "| tf-idf " in text
     capsys.readouterr()
     assert replicate(plan, "--out", results.parent, *rest[:4], "--stage", "evaluate") == 0
     assert "held-out loss" not in capsys.readouterr().err  # the same checkpoint is not measured again

@@ -290,8 +290,39 @@ def test_a_best_rate_at_an_end_of_the_grid_is_told(finetuned):
     assert "**At an edge of the grid, the optimum may lie beyond: ffn on RTE (1e-05).**" in text
 
 
+def test_scores_beside_what_needs_no_encoder(finetuned, results):
+    """At each arm's best rate; where the highest floor is not reached, that is said."""
+    finetuned({"ffn": (0.55, 0.6, 0.56), "swish-rnn": (0.6, 0.64, 0.6)}, more=(0.0, 0.02, 0.03))
+    add_floors(results.folder, majority=0.5, linear=0.63)
+    assert report.main([str(results.folder)]) == 0
+    text = (results.folder / "report.md").read_text(encoding="utf-8")
+    third = text.split("## Third outcome")[1].split("## Stability")[0]
+    assert "linear, majority: without an encoder." in third
+    assert cells(third, "linear") == ["linear", "63.0", "63.0"]
+    assert cells(third, "ffn") == ["ffn", "62.0 ± 1.5", "62.0"]
+    assert cells(third, "swish-rnn") == ["swish-rnn", "66.0 ± 1.5", "66.0"]
+    assert "ffn is not above them on RTE (62.0; linear 63.0). swish-rnn is above them on every task." in third
+    assert cells(text, "RTE", "swish-rnn - ffn")[2] == "-0.3333"  # floors have no part in it
+    figures = json.loads((results.folder / "figures.json").read_text())
+    (drawn,) = (figure for figure in figures if figure["name"] == "stability")
+    line = drawn["panels"][0]["series"][-1]
+    assert (line["label"], line["style"], line["y"]) == ("linear", "dotted", [63.0, 63.0])
+
+
+def add_floors(folder, **scores):
+    """Rows of what needs no encoder in a folder's finetuning.csv, name -> score on RTE."""
+    file, floor = folder / "finetuning.csv", folder / "floor.csv"
+    row = {"task": "RTE", "lr": None, "seed": 0, "epochs": 0, "failed": 0}
+    glue_results.write_csv(
+        floor, [{**row, "model": name, "best_score": x, "last_score": x} for name, x in scores.items()]
+    )
+    file.write_text(file.read_text() + floor.read_text().split("\n", 1)[1])
+    floor.unlink()
+
+
 def test_half_a_sweep_is_not_compared(finetuned):
     text = finetuned({"ffn": (0.5, 0.6, 0.58), "swish-rnn": (0.6, 0.605, 0.6)}, runs=17)
+    assert "Third outcome" not in text
     assert "**1 fine-tunings are left: nothing is compared before all have ended.**" in text
     assert "swish-rnn - ffn" not in text
 
