@@ -66,12 +66,14 @@ FAIRSEQ_FIRST = pytest.mark.skipif(
     [
         "import rt_plugin, fairseq",
         pytest.param("import fairseq, rt_plugin", marks=FAIRSEQ_FIRST),
-        "import rt_plugin.glue.run, fairseq_cli.train",
-        pytest.param("import fairseq_cli.train, rt_plugin.model", marks=FAIRSEQ_FIRST),
+        pytest.param("import rt_plugin.glue.run, fairseq_cli.train", marks=pytest.mark.slow),
+        pytest.param("import fairseq_cli.train, rt_plugin.model", marks=[FAIRSEQ_FIRST, pytest.mark.slow]),
         "from rt_plugin.model import RecurrentRobertaModel",
         "import rt_plugin.tasks.masking",
-        "import rt_plugin.repairs.refusals",
-        "import rt_plugin.modules; from fairseq.models.roberta import RobertaModel",
+        pytest.param("import rt_plugin.repairs.refusals", marks=pytest.mark.slow),
+        pytest.param(
+            "import rt_plugin.modules; from fairseq.models.roberta import RobertaModel", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_repaired_and_registered_in_every_order(code):
@@ -105,7 +107,7 @@ assert check()
     run_python(code, "imported")
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", [pytest.param("spawn", marks=pytest.mark.slow), "forkserver"])
 def test_workers_that_start_from_nothing(method, tmp_path):
     """A worker gets its dataset by name, as a data loader's does, and has everything with it."""
     script = tmp_path / "script.py"

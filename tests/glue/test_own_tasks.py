@@ -65,7 +65,7 @@ def test_from_the_files_to_a_report(swept, files, tmp_path, capsys):
         (row,) = csv.DictReader(file)
     assert (row["task"], float(row["best_accuracy"])) == ("Reviews", pytest.approx(right))
     run(report.main, swept / "out" / "results.csv", "--out", tmp_path)
-    assert "over 1 tasks: Reviews." in capsys.readouterr().out
+    assert "over 1 tasks: Reviews;" in capsys.readouterr().out
 
 
 def test_other_verbs_know_tasks_of_ones_own(swept, files, tmp_path, capsys):

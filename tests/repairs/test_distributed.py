@@ -46,7 +46,7 @@ sys.exit(process.exitcode)
 """
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", [pytest.param("spawn", marks=pytest.mark.slow), "forkserver"])
 def test_plugin_in_new_processes(method):
     """From a process of its own: this one's fork server may have been started by another test, with imports."""
     codes = [

@@ -94,7 +94,7 @@ def test_overflow_on_cpu(train_here):
     assert "CUDA" in error or "NVIDIA" in error
 
 
-@pytest.mark.parametrize("precision", ["--fp16", "--bf16"])
+@pytest.mark.parametrize("precision", ["--fp16", pytest.param("--bf16", marks=pytest.mark.slow)])
 def test_full_precision_weights_on_resume(train_here, precision):
     """Three updates, an interruption and three more give the weights of six."""
 

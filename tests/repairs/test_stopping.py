@@ -197,7 +197,7 @@ def test_without_the_repair_training_ends_at_once(train, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.pt"))
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", [pytest.param("fork", marks=pytest.mark.slow), "forkserver"])
 def test_workers_that_are_told_to_stop(method, train, tmp_path, monkeypatch):
     """A signal to all processes of a job reaches the processes that read data, too; without them nothing can go on."""
     options = ("--num-workers", "1", "--disable-validation", "--max-update", "4", "--data-buffer-size", "0")
