@@ -3,7 +3,7 @@
 OUT/<stage>/<run>/carried.json    in the place of a training: its parameters and its curve
 OUT/<stage>/<run>.json            how it ended, as of runs that were trained here
 OUT/evaluation/<run>/, OUT/glue/<arm>/results.csv    what was measured on its encoder
-OUT/glue/floor.csv                what needs no encoder
+OUT/glue/floor/<task>.csv         what needs no encoder
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rt_plugin.console.files import replacing
 from rt_plugin.errors import UserError
+from rt_plugin.glue.specs import BY_NAME
 from rt_plugin.replicate.plan import FINAL, Plan, Run
 from rt_plugin.replicate.results import (
     ABOVE_UNIGRAM,
@@ -156,6 +157,8 @@ def _carry_steps(source: Path, out: Path) -> None:
 
 
 def _carry_floor(source: Path, out: Path) -> None:
-    rows = [row for row in read_csv(source / FINETUNING_FILE, ("model", "lr")) if not row["lr"]]
-    if rows and not floor_file(out).exists():
-        write_csv(floor_file(out), list(rows[0]), rows)
+    floors = [row for row in read_csv(source / FINETUNING_FILE, ("model", "task", "lr")) if not row["lr"]]
+    for task in dict.fromkeys(row["task"] for row in floors):
+        rows = [row for row in floors if row["task"] == task]
+        if task in BY_NAME and not floor_file(task, out).exists():  # it becomes the name of a file
+            write_csv(floor_file(task, out), list(rows[0]), rows)

@@ -97,7 +97,10 @@ def held_out_losses(plan: Plan, runs: Sequence[Run], data: str, out: Path, pool:
 
 
 def _finetuning_files(plan: Plan, out: Path) -> list[Path]:
-    return [*(finetuning_file(arm, out) for arm in plan.finetuning.arms), floor_file(out)] if plan.finetuning else []
+    if plan.finetuning is None:
+        return []
+    arms, tasks = plan.finetuning.arms, tasks_of(plan.finetuning)
+    return [*(finetuning_file(arm, out) for arm in arms), *(floor_file(task, out) for task in tasks)]
 
 
 def minimal_pairs(plan: Plan, runs: Sequence[Run], pairs: Sequence[Path], out: Path, pool: Pool) -> None:
@@ -150,15 +153,9 @@ def finetune(plan: Plan, runs: Sequence[Run], glue: Path, out: Path, pool: Pool)
     if not encoders:
         commands.report("all fine-tunings were taken over")
     data, tasks = out / "glue" / "data", tasks_of(f)
-    jobs, floor = [], floor_file(out)
     if encoders and not all((data / task / "glue.json").is_file() for task in tasks):
         words = [str(glue), str(data), "--model", str(encoders[0].folder(out)), "--tasks", *tasks]
-        jobs.append(Job("preparing GLUE", [*verb("prepare-glue"), *words], out / "glue" / "prepare.log"))
-    if {row["task"] for row in read_csv(floor)} != set(tasks):
-        words = [str(glue), str(floor), "--tasks", *tasks]
-        jobs.append(Job("without an encoder", [*verb("glue-baselines"), *words], floor.with_suffix(".log")))
-    _run_all(pool, jobs)
-    write_finetunings(_finetuning_files(plan, out), out)
+        _run_all(pool, [Job("preparing GLUE", [*verb("prepare-glue"), *words], out / "glue" / "prepare.log")])
     sweeper = Pool(1, pool.environment, pool.nice)
     for run in encoders:
         folder = out / "glue" / run.arm.name
@@ -171,6 +168,15 @@ def finetune(plan: Plan, runs: Sequence[Run], glue: Path, out: Path, pool: Pool)
             log = out / "glue" / f"{run.arm.name}-{number}.log"
             _run_all(sweeper, [Job(f"{run.arm.name} on {', '.join(names)}", command, log)])
             write_finetunings(_finetuning_files(plan, out), out)
+    _measure_floors(tasks, glue, out, pool)
+    write_finetunings(_finetuning_files(plan, out), out)
+
+
+def _measure_floors(tasks: Sequence[str], glue: Path, out: Path, pool: Pool) -> None:
+    """Of the tasks that were not measured before."""
+    left = {task: file for task in tasks if not (file := floor_file(task, out)).exists()}
+    words = {task: [*verb("glue-baselines"), str(glue), str(file), "--tasks", task] for task, file in left.items()}
+    _run_all(pool, [Job(f"{task} without an encoder", words[task], left[task].with_suffix(".log")) for task in left])
 
 
 def _run_all(pool: Pool, jobs: Sequence[Job]) -> None:

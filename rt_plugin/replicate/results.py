@@ -126,9 +126,9 @@ def finetuning_file(arm: str, out: Path) -> Path:
     return out / "glue" / arm / "results.csv"
 
 
-def floor_file(out: Path) -> Path:
-    """The CSV file of what needs no encoder."""
-    return out / "glue" / "floor.csv"
+def floor_file(task: str, out: Path) -> Path:
+    """The CSV file of what needs no encoder on a task."""
+    return out / "glue" / "floor" / f"{task}.csv"
 
 
 def _key(run: Run) -> dict:
