@@ -33,6 +33,7 @@ TRAINING = (
 )
 
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 # One thread: tests run side by side, and the last bits of a training depend on the number of threads.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 

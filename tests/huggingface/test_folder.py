@@ -21,7 +21,6 @@ from rt_plugin.model import RecurrentRobertaModel
 from rt_plugin.text.normalization import NORMALIZATIONS, TextNormalizer
 
 pytestmark = pytest.mark.usefixtures("modules_cache")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 COMMITTED = ("recurrent_roberta_mini", "recurrent_roberta_mini_alternate", "roberta_mini")
 EXACT = 1e-10  # the largest difference of logits in float64
 ROUNDING = 3e-6  # the largest relative error of logits in float32, norm of the difference over the norm, as of the op
