@@ -5,8 +5,8 @@
     python scripts/remake_results.py docs/results/laptop  # one
 
 What a folder holds says what is made of it: the results of rt-plugin replicate (plan.json), of fine-tunings and their
-floor (floor.csv), of scripts/finetuning_trials.py (trials.csv), of rt-plugin show-recurrence (layers.csv), or of rt-
-plugin minimal-pairs (settings.json), which is put beside those of the folders next to it.
+floor (floor.csv), of scripts/finetuning_trials.py (trials.csv), of rt-plugin show-recurrence (layers.csv), or of
+rt-plugin minimal-pairs (settings.json), which is put beside those of the folders next to it.
 """
 
 import sys
@@ -36,6 +36,7 @@ def remake_sweeps(folder: Path, out: Path) -> None:
 
 def remake_pairs(folder: Path, out: Path) -> None:
     """The report on a model's minimal pairs, beside the other models in folders next to its own."""
+    folder = folder.resolve()  # "." has neighbours, too
     others = sorted(path.parent for path in folder.parent.glob(f"*/{minimal_pairs.SETTINGS_FILE}"))
     others.remove(folder)
     pairs_report.write_report([minimal_pairs.read_run(path) for path in (folder, *others)], out)

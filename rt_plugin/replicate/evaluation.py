@@ -174,9 +174,13 @@ def finetune(plan: Plan, runs: Sequence[Run], glue: Path, out: Path, pool: Pool)
 
 def _measure_floors(tasks: Sequence[str], glue: Path, out: Path, pool: Pool) -> None:
     """Of the tasks that were not measured before."""
-    left = {task: file for task in tasks if not (file := floor_file(task, out)).exists()}
-    words = {task: [*verb("glue-baselines"), str(glue), str(file), "--tasks", task] for task, file in left.items()}
-    _run_all(pool, [Job(f"{task} without an encoder", words[task], left[task].with_suffix(".log")) for task in left])
+    jobs = []
+    for task in tasks:
+        file = floor_file(task, out)
+        command = [*verb("glue-baselines"), str(glue), str(file), "--tasks", task]
+        if not file.exists():
+            jobs.append(Job(f"{task} without an encoder", command, file.with_suffix(".log")))
+    _run_all(pool, jobs)
 
 
 def _run_all(pool: Pool, jobs: Sequence[Job]) -> None:
