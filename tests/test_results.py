@@ -1,12 +1,14 @@
 """docs/results: the committed reports come from the committed CSV files, and the tables of the documents from them."""
 
 import csv
+import hashlib
 import re
 
 import pytest
 import remake_results
 
 from conftest import REPOSITORY, rows_of_table
+from rt_plugin.text.tokenizer import Tokenizer
 
 DOCS = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
 TABLE = r"(?:^\|.*\n)+"
@@ -77,6 +79,14 @@ def test_figures_of_the_committed_models_are_those_of_their_runs(model):
     assert pretraining["hours"] == f"{float(run['hours']):.2f}"
     card = (REPOSITORY / "examples" / "checkpoints" / model / "README.md").read_text(encoding="utf-8")
     assert f"| validation loss | {loss:.3f} " in card
+
+
+def test_the_tokenizer_of_the_replication_is_the_one_its_page_names():
+    """Its dictionary decides the ids, and with them `train.bin`."""
+    dictionary = Tokenizer.load(REPOSITORY / "docs" / "results" / "laptop" / "tokenizer").dictionary()
+    digest = hashlib.sha256(dictionary.encode()).hexdigest()
+    text = (REPOSITORY / "docs" / "replication.md").read_text(encoding="utf-8")
+    assert re.search(r"their `dict\.txt`\s+`(\w+)\.\.\.`", text)[1] == digest[:12]
 
 
 def test_figures_in_the_docs_are_there():
