@@ -2,7 +2,7 @@
 
 OUT/<stage>/<run>/carried.json    in the place of a training: its parameters and its curve
 OUT/<stage>/<run>.json            how it ended, as of runs that were trained here
-OUT/evaluation/<run>/, OUT/glue/<arm>/results.csv    what was measured on its encoder
+OUT/evaluation/<run>/, OUT/glue/<variant>/results.csv    what was measured on its encoder
 OUT/glue/floor/<task>.csv         what needs no encoder
 """
 
@@ -130,11 +130,10 @@ def _carry_measurements(plan: Plan, run: Run, source: Path, out: Path) -> None:
             raise UserError(f"{source / PAIRS_FILE}: data {data!r}, mask {mask!r}; expected names without a slash")
         chosen = [row for row in pairs if (row["data"], row["mask"]) == (data, mask)]
         _write_rows(pairs_folder(run, data, mask, out) / PHENOMENA_FILE, run.name, chosen, ("data",))
-    f = plan.finetuning
-    if f and run.arm.name in f.arms and run.seed == f.encoder_seed:
-        tuned = [row for row in read_csv(source / FINETUNING_FILE, ("model",)) if row["model"] == run.arm.name]
+    for name in plan.finetuning.of(run) if plan.finetuning else ():
+        tuned = [row for row in read_csv(source / FINETUNING_FILE, ("model",)) if row["model"] == name]
         if tuned:
-            write_csv(finetuning_file(run.arm.name, out), list(tuned[0]), tuned)
+            write_csv(finetuning_file(name, out), list(tuned[0]), tuned)
 
 
 def _of(run: Run, rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:

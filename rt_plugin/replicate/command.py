@@ -234,9 +234,9 @@ def describe(plan: Plan) -> str:
         f"grid adds {len(plan.search.arms) * len(plan.search.seeds)}",
     ]
     if f := plan.finetuning:
-        arms = ", ".join(f.arms)
+        names = ", ".join(f.variants)
         lines.append(
-            f"with --glue: {f.runs * len(f.arms)} fine-tunings, {f.runs} for each of {arms}; not in these hours"
+            f"with --glue: {f.runs * len(f.variants)} fine-tunings, {f.runs} for each of {names}; not in these hours"
         )
     return "\n\n".join(lines)
 

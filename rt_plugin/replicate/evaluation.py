@@ -99,8 +99,8 @@ def held_out_losses(plan: Plan, runs: Sequence[Run], data: str, out: Path, pool:
 def _finetuning_files(plan: Plan, out: Path) -> list[Path]:
     if plan.finetuning is None:
         return []
-    arms, tasks = plan.finetuning.arms, tasks_of(plan.finetuning)
-    return [*(finetuning_file(arm, out) for arm in arms), *(floor_file(task, out) for task in tasks)]
+    variants, tasks = plan.finetuning.variants, tasks_of(plan.finetuning)
+    return [*(finetuning_file(name, out) for name in variants), *(floor_file(task, out) for task in tasks)]
 
 
 def minimal_pairs(plan: Plan, runs: Sequence[Run], pairs: Sequence[Path], out: Path, pool: Pool) -> None:
@@ -137,15 +137,17 @@ def finetune(plan: Plan, runs: Sequence[Run], glue: Path, out: Path, pool: Pool)
         UserError: a sweep broke off, or no final run of the plan's fine-tuning seed ended well.
     """
     f = plan.finetuning
-    encoders = [run for run in runs if run.arm.name in f.arms and run.seed == f.encoder_seed]
+    encoders = [run for run in runs if f.of(run)]
     if not encoders:
-        raise UserError(f"--glue: no final run of {', '.join(f.arms)} with seed {f.encoder_seed} ended well")
+        arms = dict.fromkeys(arm for arm, _ in f.variants.values())
+        raise UserError(f"--glue: no final run of {', '.join(arms)} with seed {f.encoder_seed} ended well")
     carried = [run for run in encoders if read_carried(run.folder(out))]
     for run in carried:
-        found = len(read_csv(finetuning_file(run.arm.name, out)))
-        if found < f.runs:
+        planned = len(f.of(run)) * f.runs
+        found = sum(len(read_csv(finetuning_file(name, out))) for name in f.of(run))
+        if found < planned:
             raise UserError(
-                f"--glue: {run.name} was taken over with {found} of {f.runs} fine-tunings, and its encoder is not "
+                f"--glue: {run.name} was taken over with {found} of {planned} fine-tunings, and its encoder is not "
                 "here; to train it again, leave out --continue-from and "
                 f"remove {run.folder(out)} and {run.folder(out)}.json"
             )
@@ -158,18 +160,29 @@ def finetune(plan: Plan, runs: Sequence[Run], glue: Path, out: Path, pool: Pool)
         _run_all(pool, [Job("preparing GLUE", [*verb("prepare-glue"), *words], out / "glue" / "prepare.log")])
     sweeper = Pool(1, pool.environment, pool.nice)
     for run in encoders:
-        folder = out / "glue" / run.arm.name
-        for number, (names, seeds) in enumerate(f.sweeps, start=1):
-            command = [*verb("finetune-glue"), str(data), str(folder), "--model", str(run.folder(out))]
-            command += ["--name", run.arm.name, "--tasks", *names, "--lr", *(f"{rate:g}" for rate in f.learning_rates)]
-            command += ["--seeds", *map(str, seeds), "--epochs", str(f.epochs), "--jobs", str(pool.slots)]
-            command += ["--threads", pool.environment["OMP_NUM_THREADS"], "--keep", "none"]
-            command += ["--gpus"] if "--cpu" in plan.launcher else []
-            log = out / "glue" / f"{run.arm.name}-{number}.log"
-            _run_all(sweeper, [Job(f"{run.arm.name} on {', '.join(names)}", command, log)])
-            write_finetunings(_finetuning_files(plan, out), out)
+        for name in f.of(run):
+            for number, (names, seeds) in enumerate(f.sweeps, start=1):
+                command = _sweep_command(plan, run, name, names, seeds, out, pool)
+                log = out / "glue" / f"{name}-{number}.log"
+                _run_all(sweeper, [Job(f"{name} on {', '.join(names)}", command, log)])
+                write_finetunings(_finetuning_files(plan, out), out)
     _measure_floors(tasks, glue, out, pool)
     write_finetunings(_finetuning_files(plan, out), out)
+
+
+def _sweep_command(
+    plan: Plan, run: Run, variant: str, tasks: Sequence[str], seeds: Sequence[int], out: Path, pool: Pool
+) -> list[str]:
+    """Fine-tunes an encoder in one of its variants."""
+    f = plan.finetuning
+    data, folder = out / "glue" / "data", finetuning_file(variant, out).parent
+    command = [*verb("finetune-glue"), str(data), str(folder), "--model", str(run.folder(out)), "--name", variant]
+    command += ["--tasks", *tasks, "--lr", *(f"{rate:g}" for rate in f.learning_rates)]
+    command += ["--seeds", *map(str, seeds), "--epochs", str(f.epochs), "--jobs", str(pool.slots)]
+    command += ["--threads", pool.environment["OMP_NUM_THREADS"], "--keep", "none"]
+    command += ["--gpus"] if "--cpu" in plan.launcher else []
+    _, options = f.variants[variant]
+    return [*command, "--", *options] if options else command
 
 
 def _measure_floors(tasks: Sequence[str], glue: Path, out: Path, pool: Pool) -> None:

@@ -35,9 +35,10 @@ def tasks_of(planned: Finetuning) -> list[str]:
     return sorted({task for names, _ in planned.sweeps for task in names}, key=task_rank)
 
 
-def fine_tuned_arms(plan: Plan, failed: Collection[str] = ()) -> list[str]:
-    """The arms that are fine-tuned, without those whose encoder failed."""
-    return [arm for arm in plan.finetuning.arms if arm not in failed] if plan.finetuning else []
+def fine_tuned(plan: Plan, failed: Collection[str] = ()) -> list[str]:
+    """The arms that are fine-tuned and their variants, without those whose encoder failed."""
+    variants = plan.finetuning.variants if plan.finetuning else {}
+    return [name for name, (arm, _) in variants.items() if arm not in failed]
 
 
 def left(plan: Plan, sweeps: Results, failed: Collection[str] = ()) -> int:
@@ -46,7 +47,7 @@ def left(plan: Plan, sweeps: Results, failed: Collection[str] = ()) -> int:
     Args:
         failed: arms whose encoder did not end well, so that there is nothing to fine-tune.
     """
-    return sum(_left(plan.finetuning, sweeps.get(arm, {})) for arm in fine_tuned_arms(plan, failed))
+    return sum(_left(plan.finetuning, sweeps.get(name, {})) for name in fine_tuned(plan, failed))
 
 
 def _left(planned: Finetuning, tasks: Mapping[str, TaskResult]) -> int:

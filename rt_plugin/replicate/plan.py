@@ -10,7 +10,9 @@ Plans are JSON files, those of the named scales in `plans/`. Keys:
                              arms where an arm's best rate is at its edge: extend_by, a factor, at most `extensions`
                              times; final: arms (may be left out: all)
     evaluate                 mask_seed (of the masks on the test split); finetuning (may be left out): arms,
-                             encoder_seed, learning_rates, epochs, sweeps of tasks and seeds
+                             encoder_seed, learning_rates, epochs, sweeps of tasks and seeds; variants (may be left
+                             out): name -> arm and options of fairseq-train with which its encoder is fine-tuned again;
+                             comparisons of arms and variants (may be left out: those of the arms' losses)
     comparisons              [a, b]: is a's test loss below b's?
     substitutes              arm -> arms that take its place in the comparisons if they did better in the search
     least_difference         in bits; of losses, what is below counts as no difference
@@ -76,17 +78,27 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Finetuning:
-    """Which encoders are fine-tuned, and how: `sweeps` are pairs of tasks and seeds."""
+    """Which encoders are fine-tuned, and how: `sweeps` are pairs of tasks and seeds, `variants` name -> (arm, options).
 
-    arms: tuple[str, ...]
+    An arm is a variant of its own name without options.
+    """
+
+    variants: Mapping[str, tuple[str, tuple[str, ...]]]
     encoder_seed: int
     learning_rates: tuple[float, ...]
     epochs: int
     sweeps: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...]
+    comparisons: tuple[tuple[str, str], ...]
+
+    def of(self, run: Run) -> list[str]:
+        """The variants that the encoder of a final run is fine-tuned in."""
+        return [
+            name for name, (arm, _) in self.variants.items() if (arm, self.encoder_seed) == (run.arm.name, run.seed)
+        ]
 
     @property
     def runs(self) -> int:
-        """Fine-tunings of each encoder."""
+        """Fine-tunings of each variant."""
         return sum(len(tasks) * len(seeds) for tasks, seeds in self.sweeps) * len(self.learning_rates)
 
 
@@ -155,7 +167,7 @@ def read_plan(source: Mapping, where: str) -> Plan:
     """
     try:
         arms = {name: Arm(name, arm["model"], tuple(arm["options"])) for name, arm in source["arms"].items()}
-        evaluate = source["evaluate"]
+        evaluate, comparisons = source["evaluate"], _pairs(source["comparisons"])
         plan = Plan(
             source=source,
             scale=source["scale"],
@@ -166,8 +178,8 @@ def read_plan(source: Mapping, where: str) -> Plan:
             search=_schedule(source["search"], arms),
             final=_schedule(source["final"], arms),
             mask_seed=evaluate["mask_seed"],
-            finetuning=_finetuning(evaluate["finetuning"]) if "finetuning" in evaluate else None,
-            comparisons=tuple((a, b) for a, b in source["comparisons"]),
+            finetuning=_finetuning(evaluate["finetuning"], comparisons) if "finetuning" in evaluate else None,
+            comparisons=comparisons,
             substitutes=source.get("substitutes", {}),
             least_difference=float(source["least_difference"]),
         )
@@ -188,10 +200,28 @@ def _schedule(stage: Mapping, arms: Mapping[str, Arm]) -> Schedule:
     return Schedule(int(stage["updates"]), int(stage["warmup_updates"]), tuple(stage["seeds"]), chosen, rates, **rest)
 
 
-def _finetuning(part: Mapping) -> Finetuning:
-    sweeps = tuple((tuple(sweep["tasks"]), tuple(sweep["seeds"])) for sweep in part["sweeps"])
-    rates = tuple(float(rate) for rate in part["learning_rates"])
-    return Finetuning(tuple(part["arms"]), int(part["encoder_seed"]), rates, int(part["epochs"]), sweeps)
+def _pairs(comparisons: Sequence[Sequence[str]]) -> tuple[tuple[str, str], ...]:
+    return tuple((a, b) for a, b in comparisons)
+
+
+def _finetuning(part: Mapping, comparisons: Sequence[tuple[str, str]]) -> Finetuning:
+    variants = {arm: (arm, ()) for arm in part["arms"]}
+    for name, variant in part.get("variants", {}).items():
+        if name in variants:
+            raise ValueError(f"the variant {name!r} has the name of an arm that is fine-tuned")
+        variants[name] = (variant["arm"], tuple(variant["options"]))
+    if "comparisons" in part:
+        comparisons = _pairs(part["comparisons"])
+        if unknown := [name for pair in comparisons for name in pair if name not in variants]:
+            raise ValueError(f"comparisons of finetuning name {unknown[0]!r}; fine-tuned are {', '.join(variants)}")
+    return Finetuning(
+        variants=variants,
+        encoder_seed=int(part["encoder_seed"]),
+        learning_rates=tuple(float(rate) for rate in part["learning_rates"]),
+        epochs=int(part["epochs"]),
+        sweeps=tuple((tuple(sweep["tasks"]), tuple(sweep["seeds"])) for sweep in part["sweeps"]),
+        comparisons=tuple(pair for pair in comparisons if set(pair) <= variants.keys()),
+    )
 
 
 def _check_cost_and_verdicts(source: Mapping) -> None:
@@ -207,7 +237,7 @@ def _check_cost_and_verdicts(source: Mapping) -> None:
 def _check_names(plan: Plan, where: str) -> None:
     named = [*plan.search.arms, *plan.final.arms, *(arm for pair in plan.comparisons for arm in pair)]
     named += [arm for name, others in plan.substitutes.items() for arm in (name, *others)]
-    named += plan.finetuning.arms if plan.finetuning else ()
+    named += [arm for arm, _ in plan.finetuning.variants.values()] if plan.finetuning else ()
     for name in named:
         if name not in plan.arms:
             raise UserError(f"{where}: arm {name!r} is not among its arms: {', '.join(plan.arms)}")

@@ -4,8 +4,8 @@ plan.json          the plan
 runs.csv           a row a pretraining, written as they end; see `RUN_COLUMNS`
 curves.csv         their validation losses: after so many updates, tokens and hours
 held_out.csv, positions.csv, frequencies.csv    of the final runs on the test split; see replicate/heldout.py
-finetuning.csv     fine-tunings of the final encoders, model: the arm; columns as in rt_plugin/glue/results.py; and what
-                   needs no encoder, without a learning rate
+finetuning.csv     fine-tunings of the final encoders, model: the arm, or a variant of one; columns as in
+                   rt_plugin/glue/results.py; and what needs no encoder, without a learning rate
 minimal_pairs.csv  share of minimal pairs that the final encoders judge right
 steps.csv          seconds an update of each arm, measured side by side; see replicate/steps.py
 """
@@ -121,9 +121,9 @@ def pairs_folder(run: Run, data: str, mask: str, out: Path) -> Path:
     return evaluation_folder(run, out) / data / mask
 
 
-def finetuning_file(arm: str, out: Path) -> Path:
-    """The CSV file of an arm's fine-tunings."""
-    return out / "glue" / arm / "results.csv"
+def finetuning_file(variant: str, out: Path) -> Path:
+    """The CSV file of the fine-tunings of an arm, or of a variant of one."""
+    return out / "glue" / variant / "results.csv"
 
 
 def floor_file(task: str, out: Path) -> Path:

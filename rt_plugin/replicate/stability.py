@@ -12,7 +12,7 @@ from rt_plugin.console.tables import markdown_table
 from rt_plugin.glue.specs import task_rank
 from rt_plugin.glue.statistics import Results, TaskResult, highest_floors
 from rt_plugin.replicate.figures import DOTTED, Figure, Panel, Series
-from rt_plugin.replicate.finetunings import fine_tuned_arms, left, read_sweeps, tasks_of
+from rt_plugin.replicate.finetunings import fine_tuned, left, read_sweeps, tasks_of
 from rt_plugin.replicate.plan import Plan
 from rt_plugin.replicate.statistics import COMPARISON_HEADINGS, compare, comparison_cells, good_range, judged, wilson
 
@@ -94,11 +94,11 @@ def _shortfall(sweep: TaskResult) -> str:
 
 
 def _compared(plan: Plan, sweeps: Results, failed: Collection[str]) -> list[str]:
-    """The plan's comparisons between fine-tuned arms, task by task, as one family; none before all runs have ended."""
-    arms = fine_tuned_arms(plan, failed)
-    pairs = [(a, b) for a, b in plan.comparisons if a in arms and b in arms]
+    """The plan's comparisons of what is fine-tuned, task by task, as one family; none before all runs have ended."""
     if runs := left(plan, sweeps, failed):
         return [f"**{runs} fine-tunings are left: nothing is compared before all have ended.**"]
+    names = fine_tuned(plan, failed)
+    pairs = [(a, b) for a, b in plan.finetuning.comparisons if a in names and b in names] if plan.finetuning else []
     if not pairs:
         return []
     family = [(task, a, b) for task in tasks_of(plan.finetuning) for a, b in pairs]

@@ -208,10 +208,25 @@ def test_a_broken_plan_is_one_line(text, expected, tmp_path, capsys):
     assert str(path) in error and expected in error and error.count("\n") == 1
 
 
+_VARIANT = {"arm": "swish-rnn", "options": ["--weight-decay", "0"]}
+
+
+def tuned(**change):
+    """A change of a plan: that encoders are fine-tuned."""
+    part = {"arms": ["swish-rnn"], "encoder_seed": 11, "learning_rates": [1e-3], "epochs": 1, "sweeps": []}
+    return {"evaluate": {"mask_seed": 1, "finetuning": {**part, "variants": {"no-weight-decay": _VARIANT}, **change}}}
+
+
 @pytest.mark.parametrize(
     "change, expected",
     [
         ({"comparisons": [["swish-rnn", "lstm"]]}, "arm 'lstm' is not among its arms: ffn, swish-rnn"),
+        (
+            tuned(comparisons=[["swish-rnn", "ffn"]]),
+            "comparisons of finetuning name 'ffn'; fine-tuned are swish-rnn, no-weight-decay",
+        ),
+        (tuned(variants={"swish-rnn": _VARIANT}), "the variant 'swish-rnn' has the name of an arm that is fine-tuned"),
+        (tuned(variants={"x": {**_VARIANT, "arm": "lstm"}}), "arm 'lstm' is not among its arms: ffn, swish-rnn"),
         ({"search": {"learning_rates": []}}, "search needs learning_rates"),
         ({"search": {"extend_by": "twice"}}, "could not convert string to float: 'twice'"),
         ({"recipe": "laptp"}, "no recipe 'laptp'; known are tiny, mini, small"),
@@ -513,10 +528,10 @@ def finished(data_bin, pretrained, glue_dir, tmp_path_factory):
     pairs = folder / "pairs.jsonl"
     pair = {"sentence_good": "The rivers are long.", "sentence_bad": "The rivers is long.", "UID": "agreement"}
     pairs.write_text(json.dumps(pair) + "\n")
-    finetuning = {"arms": ["swish-rnn"], "encoder_seed": 11, "learning_rates": [1e-3], "epochs": 1}
-    finetuning["sweeps"] = [{"tasks": ["QNLI"], "seeds": [1, 2]}]
+    more_dropout = {"arm": "swish-rnn", "options": ["--dropout", "0.8"]}
+    change = tuned(sweeps=[{"tasks": ["QNLI"], "seeds": [1, 2]}], variants={"more-dropout": more_dropout})
     best = {"roberta": 1e-3, "recurrent_roberta": 2e-3}  # the second one extends the grid
-    plan = make_plan(folder, final={"seeds": [11]}, evaluate={"finetuning": finetuning})
+    plan = make_plan(folder, final={"seeds": [11]}, **change)
     rest = ("--data", data, "--nice", "0", "--pairs", pairs, "--glue", glue_dir)
     with pytest.MonkeyPatch.context() as patch:
         trainer = make_trainer(folder / "trainer", patch)
@@ -548,13 +563,16 @@ def test_final_encoders_are_evaluated_on_pairs_and_glue(finished, capsys):
         ("swish-rnn", "pairs", "token"),
         ("swish-rnn", "pairs", "word"),
     ]
-    tuned = rows_of(results / "finetuning.csv")
-    assert [(row["model"], row["task"], row["lr"], row["seed"]) for row in tuned] == [
+    runs = rows_of(results / "finetuning.csv")
+    assert [(row["model"], row["task"], row["lr"], row["seed"]) for row in runs] == [
         ("swish-rnn", "QNLI", "0.001", "1"),
         ("swish-rnn", "QNLI", "0.001", "2"),
+        ("more-dropout", "QNLI", "0.001", "1"),
+        ("more-dropout", "QNLI", "0.001", "2"),
         ("majority", "QNLI", "", "0"),
         ("tf-idf", "QNLI", "", "0"),
     ]
+    assert runs[2]["train_loss"] != runs[0]["train_loss"]  # the same seed and rate, with the variant's option
     text = (results / "report.md").read_text(encoding="utf-8")
     assert "## Second outcome: minimal pairs, pairs, --mask word" in text and "## Stability of fine-tuning" in text
     assert "## Third outcome: fine-tuned on tasks" in text and "| tf-idf " in text
@@ -645,7 +663,7 @@ class TestContinueFrom:
         capsys.readouterr()
         assert replicate(*words, "--stage", "evaluate") == 1
         error = capsys.readouterr().err
-        assert "swish-rnn-lr0.002-seed11 was taken over with 1 of 2 fine-tunings, and its encoder is not here" in error
+        assert "swish-rnn-lr0.002-seed11 was taken over with 1 of 4 fine-tunings, and its encoder is not here" in error
 
     def test_a_measurement_on_another_corpus_is_refused(self, moved, tmp_path, capsys):
         plan, rest, brought = moved

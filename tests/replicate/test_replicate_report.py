@@ -223,7 +223,9 @@ RATES = (1e-5, 1e-4, 1e-3)
 def finetuned(results):
     """Writes finetuning.csv of RTE with a score an arm and rate and what seeds have more; returns the section on it."""
 
-    def make(scores, more=(0.0, 0.0, 0.0), failed=lambda score: score <= 0.5, runs=None, change=lambda rows: None):
+    def make(
+        scores, more=(0.0, 0.0, 0.0), failed=lambda score: score <= 0.5, runs=None, change=lambda rows: None, **planned
+    ):
         rows = []
         for model, at_rates in scores.items():
             for lr, score in zip(RATES, at_rates, strict=True):
@@ -231,7 +233,7 @@ def finetuned(results):
                 row |= {"failed": int(failed(score)), "majority": 0.5, "seconds": 1, "best_score": 0.9}
                 rows += [{**row, "seed": seed, "last_score": score + x} for seed, x in enumerate(more, start=1)]
         glue_results.write_csv(results.folder / "finetuning.csv", rows[:runs])
-        plan = {"arms": list(scores), "encoder_seed": 11, "learning_rates": RATES, "epochs": 1}
+        plan = {"arms": list(scores), "encoder_seed": 11, "learning_rates": RATES, "epochs": 1, **planned}
         plan["sweeps"] = [{"tasks": ["RTE"], "seeds": [*range(1, len(more) + 1)]}]
         evaluate = {"mask_seed": 1, "finetuning": plan}
         return results(LOSSES, change, evaluate=evaluate).split("## Stability of fine-tuning")[1]
@@ -257,6 +259,19 @@ def test_shortfalls_are_compared_as_the_plan_compares_losses(finetuned):
     assert cells(text, "RTE", "swish-rnn-alternate - swish-rnn")[2:] == ["+0.3333", "-", "-", "-", "no difference"]
     assert "**swish-rnn against ffn: not told apart (more on 0 of 1 tasks, less on 0, 0 not read).**" in text
     assert cells(text, "RTE", "ffn")[4] == "1.5" and "edge of the grid" not in text
+
+
+def test_variants_of_an_arm_are_compared_as_the_plan_says(finetuned):
+    """Where it has comparisons of fine-tunings, those of losses have no part in them."""
+    variants = {"no-weight-decay": {"arm": "swish-rnn", "options": ["--weight-decay", "0"]}}
+    text = finetuned(
+        {"ffn": (0.55, 0.6, 0.56), "swish-rnn": (0.6, 0.605, 0.6), "no-weight-decay": (0.56, 0.61, 0.6)},
+        arms=["ffn", "swish-rnn"],
+        variants=variants,
+        comparisons=[["no-weight-decay", "swish-rnn"]],
+    )
+    assert cells(text, "RTE", "no-weight-decay - swish-rnn")[2] == "+1.6667"
+    assert "**no-weight-decay against swish-rnn:" in text and "swish-rnn - ffn" not in text
 
 
 def test_a_more_stable_arm_is_told(finetuned, results):
