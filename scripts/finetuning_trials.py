@@ -32,8 +32,7 @@ from rt_plugin.console.files import replacing
 from rt_plugin.console.tables import markdown_table, read_csv, write_csv
 from rt_plugin.errors import UserError
 from rt_plugin.glue import finetune
-from rt_plugin.glue.plan import run_folder
-from rt_plugin.glue.results import CSV_FILE, UNDEFINED
+from rt_plugin.glue.results import CSV_FILE, UNDEFINED, run_folder
 from rt_plugin.glue.results import write_csv as write_results
 
 CHECKPOINTS = Path("examples/checkpoints")

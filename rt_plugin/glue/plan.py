@@ -12,7 +12,7 @@ from rt_plugin.console import commands
 from rt_plugin.console.options import check_values
 from rt_plugin.errors import UserError
 from rt_plugin.glue.prepared import dictionary_files, read_glue_file, task_in
-from rt_plugin.glue.results import SCORE, epochs_in_log, read_dev_metrics
+from rt_plugin.glue.results import SCORE, epochs_in_log, read_dev_metrics, run_folder
 from rt_plugin.glue.specs import BY_NAME, GlueTask, find_task, task_rank
 from rt_plugin.model_folder.checkpoint import checkpoint_path, model_options
 from rt_plugin.model_folder.dictionary import load_dictionary
@@ -107,11 +107,6 @@ def check_tokenizer(data: Path, model: Path) -> None:
                 f"{data}: was prepared with another {name} than that in {model}, so its token ids mean other pieces; "
                 f"prepare it again: rt-plugin prepare-glue --model {model}"
             )
-
-
-def run_folder(out: Path, task: str, lr: float, seed: int) -> Path:
-    """Where a sweep into `out` has the run of a task."""
-    return out / task / f"lr{lr:g}-seed{seed}"
 
 
 def plan_run(args: argparse.Namespace, task: GlueTask, lr: float, seed: int, model: list[str]) -> PlannedRun:

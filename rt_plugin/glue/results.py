@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rt_plugin.console import tables
+from rt_plugin.console.files import replacing
 from rt_plugin.errors import UserError
 from rt_plugin.glue.specs import BY_NAME, METRICS, GlueTask, task_rank
 
@@ -39,6 +40,11 @@ _METRIC_COLUMNS = (
 _CHECKPOINT = "checkpoint"
 _LOG_END = 4096  # bytes of a log in which fairseq tells its progress once or more
 COLUMNS: tuple[str, ...] = (*_RUN_COLUMNS, *_METRIC_COLUMNS, _CHECKPOINT)
+
+
+def run_folder(out: Path, task: str, lr: float, seed: int) -> Path:
+    """Where a sweep into `out` has the run of a task."""
+    return out / task / f"lr{lr:g}-seed{seed}"
 
 
 def read_dev_metrics(folder: Path) -> list[dict]:
@@ -130,6 +136,31 @@ def write_csv(path: Path, rows: Iterable[dict]) -> None:
 
 def _is_nan(value) -> bool:
     return isinstance(value, float) and math.isnan(value)
+
+
+def restore_runs(path: Path) -> None:
+    """Make finished runs of the rows of a sweep's CSV file, beside it, so that a sweep there runs what is left.
+
+    Raises:
+        UserError: see `read_csv`.
+    """
+    runs = read_csv(path)
+    with path.open(encoding="utf-8", newline="") as file:
+        for run, row in zip(runs, csv.DictReader(file), strict=True):
+            if run.lr is None or run.task.name not in BY_NAME:  # it becomes the name of a folder
+                continue
+            values = {name: _value(name, text) for name, text in row.items() if text}
+            with replacing(run_folder(path.parent, run.task.name, run.lr, run.seed) / RESULT_FILE) as result:
+                result.write(json.dumps(values, indent=2).encode())
+
+
+def _value(column: str, text: str) -> str | int | float:
+    """What was written as this text."""
+    if column in ("model", "task", _CHECKPOINT):
+        return text
+    if text == UNDEFINED:
+        return math.nan
+    return int(text) if text.lstrip("-").isdecimal() else float(text)
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ class Sweep:
     def _write_csv(self) -> None:
         """All finished runs of the OUT folder, also those of other tasks, learning rates and seeds."""
         rows = [json.loads(path.read_text()) for path in self.out.glob(f"*/lr*-seed*/{RESULT_FILE}")]
-        write_csv(self.out / CSV_FILE, [{**row, **self.model} for row in rows])
+        write_csv(self.out / CSV_FILE, [{**self.model, **row} for row in rows])
 
     def _remove_checkpoints(self, folder: Path) -> None:
         for path in folder.glob("checkpoint*.pt") if self.keep != "all" else ():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rt_plugin.console.files import replacing
 from rt_plugin.errors import UserError
+from rt_plugin.glue.results import restore_runs
 from rt_plugin.glue.specs import BY_NAME
 from rt_plugin.replicate.plan import FINAL, Plan, Run
 from rt_plugin.replicate.results import (
@@ -134,6 +135,7 @@ def _carry_measurements(plan: Plan, run: Run, source: Path, out: Path) -> None:
         tuned = [row for row in read_csv(source / FINETUNING_FILE, ("model",)) if row["model"] == name]
         if tuned:
             write_csv(finetuning_file(name, out), list(tuned[0]), tuned)
+            restore_runs(finetuning_file(name, out))
 
 
 def _of(run: Run, rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:

@@ -148,8 +148,8 @@ def finetune(plan: Plan, runs: Sequence[Run], glue: Path, out: Path, pool: Pool)
         if found < planned:
             raise UserError(
                 f"--glue: {run.name} was taken over with {found} of {planned} fine-tunings, and its encoder is not "
-                "here; to train it again, leave out --continue-from and "
-                f"remove {run.folder(out)} and {run.folder(out)}.json"
+                f"here; to train it again for the others, remove {run.folder(out)} and {run.folder(out)}.json, and run "
+                "--stage final without --continue-from"
             )
     encoders = [run for run in encoders if run not in carried]
     if not encoders:

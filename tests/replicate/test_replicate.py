@@ -655,15 +655,26 @@ class TestContinueFrom:
         found = rows_of(tmp_path / "results" / "finetuning.csv")
         assert [(row["model"], row["checkpoint"]) for row in found] == [("ffn", ""), ("swish-rnn", "abc")]
 
-    def test_half_a_sweep_needs_the_encoder(self, moved, tmp_path, capsys):
+    def test_half_a_sweep_needs_the_encoder(self, moved, trainer, tmp_path, capsys):
+        """Which is trained again for what is left, and no more."""
         plan, rest, brought = moved
         rows = rows_of(brought / "finetuning.csv")
-        write_csv(brought / "finetuning.csv", list(rows[0]), rows[:1])
-        words = (plan, "--out", tmp_path / "second", *rest, "--continue-from", brought)
+        rows[0] |= {"checkpoint": "of another machine"}
+        write_csv(brought / "finetuning.csv", list(rows[0]), rows[:3])
+        out = tmp_path / "second"
+        words = (plan, "--out", out, *rest)
         capsys.readouterr()
-        assert replicate(*words, "--stage", "evaluate") == 1
+        assert replicate(*words, "--continue-from", brought, "--stage", "evaluate") == 1
         error = capsys.readouterr().err
-        assert "swish-rnn-lr0.002-seed11 was taken over with 1 of 4 fine-tunings, and its encoder is not here" in error
+        assert "swish-rnn-lr0.002-seed11 was taken over with 3 of 4 fine-tunings, and its encoder is not here" in error
+        folder = Path(re.search(r"remove (\S+) and ", error)[1])
+        shutil.rmtree(folder)
+        folder.with_name(f"{folder.name}.json").unlink()
+        for stage in ("final", "evaluate"):
+            assert replicate(*words, "--stage", stage) == 0
+        assert starts(trainer) == ["swish-rnn-lr0.002-seed11"]
+        again = rows_of(out / "results" / "finetuning.csv")
+        assert again[:3] == rows[:3] and again[3]["seed"] == "2" and again[3]["checkpoint"] != "of another machine"
 
     def test_a_measurement_on_another_corpus_is_refused(self, moved, tmp_path, capsys):
         plan, rest, brought = moved
