@@ -83,3 +83,13 @@ def test_what_cannot_be_drawn_is_named(tmp_path, monkeypatch):
         figures.panels(tmp_path / "figure.png", 1, "Title"),
     ):
         raise AssertionError("drawn")
+
+
+def test_png_has_a_palette(tmp_path):
+    """A third of the size, at the same resolution."""
+    from PIL import Image
+
+    with figures.panels(tmp_path / "curve.png", 1, "a curve") as (axes,):
+        axes.plot([1, 2], [3, 4], label="model")
+    with Image.open(tmp_path / "curve.png") as image:
+        assert image.mode == "P" and image.width == figures.PAGE_WIDTH * figures.DOTS_PER_INCH
