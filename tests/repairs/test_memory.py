@@ -12,14 +12,16 @@ FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capaci
 
 @pytest.fixture
 def small_gpu(monkeypatch):
-    """Let the forward pass fail as on a GPU that is full, from the second update on; takes the error's type."""
+    """Let the forward pass fail as on a GPU that is full, from the second time on, in training or in evaluation; takes
+    the error's type."""
 
-    def fill(kind):
+    def fill(kind, training=True):
         forward, calls = RecurrentRobertaModel.forward, []
 
         def forward_once(self, *args, **kwargs):
-            calls.append(1)
-            if len(calls) > 1:
+            if self.training == training:
+                calls.append(1)
+            if self.training == training and len(calls) > 1:
                 raise kind(FULL)
             return forward(self, *args, **kwargs)
 
@@ -43,3 +45,18 @@ def test_out_of_memory(kind, small_gpu, train_here):
 
     assert "DID NOT RAISE" in str(with_and_without("out_of_memory", lambda: as_exception(train)))
     assert len(calls) == 2  # as in the last of the three; without the repair it was all batches of the epoch
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
+def test_out_of_memory_in_validation(kind, small_gpu, train_here):
+    calls = small_gpu(kind, training=False)
+    options = ("--max-update", "1", "--batch-size-valid", "4", "--max-tokens-valid", "384")
+    message = f"^validation after update 1: {FULL}; lower --batch-size-valid 4 or --max-tokens-valid 384$"
+
+    def train():
+        calls.clear()
+        with pytest.raises(UserError, match=message):
+            train_here(*options, validate=True)
+        assert len(calls) == 3  # the first batch, and the second one twice
+
+    assert FULL in str(with_and_without("out_of_memory", train))
