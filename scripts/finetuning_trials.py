@@ -3,12 +3,14 @@
 
 Recipes are in the plan below, data and not code: one sweep of finetune-glue each, on a part held out of GLUE's train
 sets; the same command goes on where it was stopped, and skips what is finished. After each sweep, RESULTS/trials.csv
-has the rows of all of them, with their recipe, and RESULTS/report.md the tables of docs/glue.md: last epochs' scores.
+has the rows of all of them, with their recipe, beside those that it had of others, and RESULTS/report.md the tables of
+docs/glue.md: last epochs' scores.
 A file held_out_floor.csv in RESULTS (rt-plugin glue-baselines --hold-out) is put beside them.
 
 What is chosen: for a task the recipe with the highest mean over the models, at one learning rate and seed; with that
 recipe, for each model, the learning rate with the highest mean over seeds, of those that --rates tries. --chosen
-fine-tunes so, on data prepared without --hold-out, and writes RESULTS/MODEL.csv, for report-glue --scores last.
+fine-tunes so, on data prepared without --hold-out, and writes RESULTS/MODEL.csv, for report-glue --scores last; what
+is there of tasks other than --tasks stays.
 
 Example:
     rt-plugin prepare-glue runs/glue runs/held-out --hold-out 0.2 --subsets --model examples/checkpoints/roberta_mini
@@ -48,13 +50,15 @@ class Recipe:
         pooling: see --pooling.
         epochs: passes over the train set.
         options: others of fairseq-train.
-        first: a task that the encoder is fine-tuned on before, for two epochs with the same pooling; or none.
+        first: a task that the encoder is fine-tuned on before, for two epochs with the same pooling and marks; or none.
+        marks: mark shared tokens.
     """
 
     pooling: str
     epochs: int = 2
     options: tuple[str, ...] = ()
     first: str | None = None
+    marks: bool = False
 
 
 RECIPES = {
@@ -79,21 +83,39 @@ RECIPES = {
     "aligned-mnli": Recipe("aligned", first="MNLI"),
     "aligned-qqp-4epochs": Recipe("aligned", epochs=4, first="QQP"),
     "aligned-qqp-10epochs": Recipe("aligned", epochs=10, first="QQP"),
+    "pair-marked": Recipe("pair", marks=True),
+    "apart-marked": Recipe("apart", marks=True),
+    "apart-marked-4epochs": Recipe("apart", epochs=4, marks=True),
+    "aligned-marked": Recipe("aligned", marks=True),
+    "aligned-marked-4epochs": Recipe("aligned", epochs=4, marks=True),
+    "aligned-marked-10epochs": Recipe("aligned", epochs=10, marks=True),
+    "aligned-marked-qqp-4epochs": Recipe("aligned", epochs=4, first="QQP", marks=True),
+    "aligned-marked-qqp-10epochs": Recipe("aligned", epochs=10, first="QQP", marks=True),
 }
 LR, SEED = "3e-4", "1"  # of the comparison of recipes, and of the task before
 SEEDS = {"STS-B": 3, "RTE": 5, "MRPC": 5, "CoLA": 3, "SST-2": 3}  # of the fine-tunings with what was chosen
 # task -> recipes, in the order in which they are run; single sentences have no pair
 TOGETHER = ("pair", "first", "mean", "max", "pair-decay0.8", "pair-4epochs", "pair-10epochs", "pair-mnli", "pair-qqp")
 PLAN = {
-    "STS-B": (*TOGETHER, "apart", "apart-10epochs", "aligned", "aligned-10epochs", "aligned-qqp-10epochs"),
-    "RTE": (*TOGETHER, "apart", "apart-4epochs", "aligned", "aligned-4epochs", "aligned-mnli"),
-    "MRPC": (*TOGETHER, "apart", "apart-4epochs", "aligned", "aligned-4epochs", "aligned-qqp-4epochs"),
-    "QNLI": ("pair", "apart", "aligned"),
+    "STS-B": (
+        *(*TOGETHER, "apart", "apart-10epochs", "aligned", "aligned-10epochs", "aligned-qqp-10epochs"),
+        *("aligned-marked-10epochs", "aligned-marked-qqp-10epochs"),
+    ),
+    "RTE": (
+        *(*TOGETHER, "apart", "apart-4epochs", "aligned", "aligned-4epochs", "aligned-mnli"),
+        *("pair-marked", "apart-marked", "aligned-marked", "aligned-marked-4epochs"),
+    ),
+    "MRPC": (
+        *(*TOGETHER, "apart", "apart-4epochs", "aligned", "aligned-4epochs", "aligned-qqp-4epochs"),
+        *("pair-marked", "apart-marked-4epochs", "aligned-marked-4epochs", "aligned-marked-qqp-4epochs"),
+    ),
+    "QNLI": ("pair", "apart", "aligned", "aligned-marked"),
     "CoLA": ("first", "mean", "max", "mean-decay0.8", "mean-4epochs", "mean-10epochs"),
     "SST-2": ("first", "mean", "max", "mean-4epochs"),
 }
 ROWS_FILE, FLOOR_FILE = "trials.csv", "held_out_floor.csv"
-COLUMNS = ("recipe", "model", "task", "lr", "seed", "epochs", "last_score", "best_score", "failed", "seconds")
+OF_A_RUN = ("recipe", "model", "task", "lr", "seed")
+COLUMNS = (*OF_A_RUN, "epochs", "last_score", "best_score", "failed", "seconds")
 
 
 def run(data: Path, out: Path, task: str, recipe: str, model: str, rates: list[str], seeds: list[str]) -> int:
@@ -101,7 +123,8 @@ def run(data: Path, out: Path, task: str, recipe: str, model: str, rates: list[s
     r, encoder = RECIPES[recipe], CHECKPOINTS / model
     if r.first:
         before = folder_before(out / model, r)
-        if status := sweep(data, before, r.first, Recipe(r.pooling), encoder, model, [LR], [SEED], "best"):
+        recipe_before = Recipe(r.pooling, marks=r.marks)
+        if status := sweep(data, before, r.first, recipe_before, encoder, model, [LR], [SEED], "best"):
             return status
         encoder = run_folder(before, r.first, float(LR), int(SEED))
     return sweep(data, out / model / recipe, task, r, encoder, model, rates, seeds, "none")
@@ -115,21 +138,29 @@ def sweep(
         [
             *(str(data), str(out), "--model", str(encoder), "--name", name, "--tasks", task, "--lr", *rates),
             *("--seeds", *seeds, "--epochs", str(r.epochs), "--threads", "1", "--keep", keep),
-            *("--", "--bf16", "--pooling", r.pooling, *r.options),
+            *("--", "--bf16", "--pooling", r.pooling, *(["--mark-shared"] if r.marks else []), *r.options),
         ]
     )
 
 
 def folder_before(folder: Path, r: Recipe) -> Path:
     """Of the sweep on the task that a recipe fine-tunes on before, below the folder of a model."""
-    return folder / f"{r.first}-{r.pooling}"
+    return folder / f"{r.first}-{r.pooling}{'-marked' if r.marks else ''}"
 
 
 def write_rows(out: Path, results: Path) -> None:
-    """All rows of all sweeps so far, in the order of the plan."""
-    rows = [{"recipe": recipe, **row} for model in ALL_MODELS for recipe, row in rows_of(out / model)]
-    rows.sort(key=lambda row: list(PLAN).index(row["task"]))  # within a task by model and recipe, as they came
-    write_csv(results / ROWS_FILE, COLUMNS, ({name: row[name] for name in COLUMNS} for row in rows))
+    """All rows of all sweeps so far, and those that the file has of others, in the order of the plan."""
+    there = read_csv(results / ROWS_FILE) if (results / ROWS_FILE).is_file() else []
+    found = [{"recipe": recipe, **row} for model in ALL_MODELS for recipe, row in rows_of(out / model)]
+    rows = {tuple(row[name] for name in OF_A_RUN): row for row in (*there, *found)}
+    ordered = sorted(rows.values(), key=_place)
+    write_csv(results / ROWS_FILE, COLUMNS, ({name: row[name] for name in COLUMNS} for row in ordered))
+
+
+def _place(row: dict[str, str]) -> tuple:
+    """Of a row among all: by task, model and recipe as they stand above, learning rate, seed."""
+    names = (list(PLAN), "task"), (ALL_MODELS, "model"), (list(RECIPES), "recipe")
+    return (*(known.index(row[column]) for known, column in names), float(row["lr"]), int(row["seed"]))
 
 
 def rows_of(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -297,12 +328,15 @@ def finetune_chosen(args: argparse.Namespace) -> int:
     trials = Trials.read(args.chosen)
     if without := [task for task in args.tasks or () if task not in SEEDS]:
         raise UserError(f"--chosen: {without[0]} is only compared, not fine-tuned; expected some of {', '.join(SEEDS)}")
-    for task in args.tasks or SEEDS:
+    tasks = args.tasks or list(SEEDS)
+    for task in tasks:
         for model in args.models:
             seeds = [str(seed) for seed in range(1, SEEDS[task] + 1)]
             if status := run(args.data, args.out, task, trials.recipe(task), model, [trials.rate(task, model)], seeds):
                 return status
-            write_results(args.results / f"{model}.csv", chosen_rows(args.out / model, trials))
+            file = args.results / f"{model}.csv"
+            others = [row for row in read_csv(file) if row["task"] not in tasks] if file.is_file() else []
+            write_results(file, [*others, *chosen_rows(args.out / model, trials)])
     return 0
 
 

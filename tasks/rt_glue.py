@@ -20,10 +20,10 @@ from rt_plugin.console.files import continue_log
 from rt_plugin.errors import UserError
 from rt_plugin.glue import prepared
 from rt_plugin.glue.dataset import GlueDataset
-from rt_plugin.glue.head import check_pooling, leave_out, task_before
+from rt_plugin.glue.head import check_pooling, leave_out, take_marks, task_before
 from rt_plugin.glue.layer_rates import layer_rates, mark
 from rt_plugin.glue.metrics import CollectedOutputs, evaluate
-from rt_plugin.glue.pooling import AUTO, PoolingHook, settle
+from rt_plugin.glue.pooling import AUTO, PoolingHook, check_marks, settle
 from rt_plugin.glue.results import METRICS_FILE, SCORE
 from rt_plugin.glue.specs import LOWER_IS_BETTER, GlueTask
 from rt_plugin.model_folder.checkpoint import (
@@ -92,6 +92,13 @@ class RtGlueConfig(FairseqDataclass):
             "padding, <s> and </s> among them), pair (u, v, |u-v|, u*v of the means over two texts), apart (the same "
             "of texts that are read one by one), aligned (and how far each text is from what the other has nearest to "
             "it), or auto (pair for two texts, first for one); what was chosen stays with the model",
+        },
+    )
+    mark_shared: bool = field(
+        default=False,
+        metadata={
+            "help": "add a learned vector to the embedding of each token of two texts: one where the other text has "
+            "the same token, another where it has not; stays with the model"
         },
     )
     layer_lr_decay: float = field(
@@ -193,7 +200,7 @@ class RtGlueTask(WithCompanions, FairseqTask):
 
         Raises:
             UserError: --max-positions is more than that checkpoint has, its token ids are not those of the data, or its
-                head was trained on this task with another --pooling.
+                head was trained on this task with another --pooling, or with --mark-shared and this one is not.
         """
         start = None if from_checkpoint else self._starting_checkpoint()
         head = self.cfg.classification_head_name
@@ -202,20 +209,22 @@ class RtGlueTask(WithCompanions, FairseqTask):
         if start is not None:
             check_token_ids(self.dictionary, Path(self.cfg.data), start)
             if not is_another:
-                check_pooling(start, head, self.cfg.pooling)
+                check_pooling(start, head, self.cfg.pooling, self.cfg.mark_shared)
         positions = self._model_positions(cfg, from_checkpoint)
         self._positions = min(self.cfg.max_positions or positions, positions)
         with open_dict(cfg) if OmegaConf.is_config(cfg) else contextlib.nullcontext():
             cfg.max_positions = positions
         model = super().build_model(cfg, from_checkpoint)
         model.register_classification_head(head, num_classes=self.num_classes)
-        if self.cfg.pooling != FIRST:
-            PoolingHook(model, head, str(self.cfg.pooling), self.dictionary.pad(), self.dictionary.eos())
+        pooling, marks = str(self.cfg.pooling), bool(self.cfg.mark_shared)
+        if pooling != FIRST or marks:
+            PoolingHook(model, head, pooling, marks, self.dictionary.pad(), self.dictionary.eos())
         if is_another:
             logger.info(
                 "%s was fine-tuned on %s: its head is left out, %s gets a new one", start, before, self.glue_task.name
             )
             leave_out(model, head)
+            take_marks(model, head, start)
         if self.cfg.layer_lr_decay != 1:
             mark(model, self.cfg.layer_lr_decay)
         return model
@@ -363,6 +372,8 @@ def _settle_pooling(cfg: RtGlueConfig, glue_task: GlueTask, from_checkpoint: boo
     if from_checkpoint and cfg.pooling == AUTO:
         cfg.pooling = FIRST
     cfg.pooling = settle(str(cfg.pooling), len(glue_task.texts), glue_task.name)
+    if cfg.mark_shared:
+        check_marks(len(glue_task.texts), glue_task.name)
     training = cfg._get_parent() if OmegaConf.is_config(cfg) else None
     if training is not None:
         training.task.pooling = cfg.pooling

@@ -18,6 +18,7 @@ from rt_plugin.glue.prepared import label_dictionary
 from rt_plugin.inference.interface import CLASSIFICATION_HEAD as HEAD
 from rt_plugin.model import RecurrentRobertaModel
 from rt_plugin.model_folder.dictionary import load_dictionary
+from rt_plugin.model_folder.pooling import POOLINGS
 
 CHECKPOINTS = REPOSITORY / "examples" / "checkpoints"
 FILES = ("dict.txt", "sentencepiece.bpe.model", "text_normalization.json")
@@ -58,13 +59,17 @@ SHAPES = {
 }
 
 
-def write_model_folder(folder: Path, shape: str, *, labels=None, pooling=None, positions: int = 140) -> Path:
+# (pooling, marks) of classifiers
+HEADS = [*((name, False) for name in POOLINGS), ("first", True), ("pair", True), ("aligned", True)]
+
+
+def write_model_folder(folder: Path, shape: str, *, labels=None, pooling=None, marks=False, positions=140) -> Path:
     """A checkpoint with the tokenizer of the committed models.
 
     Args:
         shape: of `SHAPES`.
         labels: class names of a classifier; () for a regression; None: no classifier.
-        pooling: of the classifier.
+        pooling, marks: of the classifier.
     """
     folder.mkdir(parents=True)
     for name in FILES:
@@ -80,8 +85,8 @@ def write_model_folder(folder: Path, shape: str, *, labels=None, pooling=None, p
     if labels is not None:
         model.register_classification_head(HEAD, num_classes=len(labels) or 1)
         if pooling:
-            PoolingHook(model, HEAD, pooling, dictionary.pad(), dictionary.eos())
-        task = {"_name": "rt_glue", "pooling": pooling or "first", "max_positions": positions}
+            PoolingHook(model, HEAD, pooling, marks, dictionary.pad(), dictionary.eos())
+        task = {"_name": "rt_glue", "pooling": pooling or "first", "mark_shared": marks, "max_positions": positions}
         (folder / "glue.json").write_text(json.dumps({"task": "QNLI" if labels else "STS-B", "splits": {}}))
         if labels:
             label_dictionary(labels).save(str(folder / "label_dict.txt"))

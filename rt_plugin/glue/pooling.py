@@ -10,8 +10,13 @@ times as wide.
 aligned: beside those of apart two parts more, which tell what of a text is not in the other: the means of |a_i - a'_i|
 and |b_j - b'_j|, where a'_i is the mean over b's states, weighted by how like a_i they are, as in decomposable
 attention (Parikh et al. 2016, arXiv 1606.01933). The head's first matrix is six times as wide.
+
+Marks (`--mark-shared`) are for the encoder and go with any of these: to the embedding of each token of a pair a learned
+vector is added, one where the other text has the same token and another where it has not, as the exact match feature of
+Chen et al. (2017, arXiv 1704.00051). An encoder that has not learned to look for equal tokens by attention is told so.
 """
 
+import functools
 import threading
 
 import torch
@@ -23,6 +28,22 @@ from rt_plugin.model_folder.pooling import ALIGNED, APART, FIRST, OF_TWO, PAIR, 
 
 AUTO = "auto"
 TEMPERATURE = 0.05  # of the softmax over cosines that aligns two texts
+SPECIAL_SYMBOLS = 4  # <s>, <pad>, </s>, <unk> have the first ids
+NO_MARK, ALONE, SHARED = range(3)
+MARKS_STD = 0.1  # of the marks at the start
+
+
+def check_marks(texts: int, task: str) -> None:
+    """Refuse --mark-shared for single texts.
+
+    Args:
+        texts, task: see `settle`.
+
+    Raises:
+        UserError: as said.
+    """
+    if texts == 1:
+        raise UserError(f"--mark-shared is for pairs of texts, and {task} has one; leave it out")
 
 
 def settle(pooling: str, texts: int, task: str) -> str:
@@ -121,8 +142,36 @@ def alignment(a: Tensor, b: Tensor, no_a: Tensor, no_b: Tensor) -> Tensor:
     return torch.cat([pool((a - of_a).abs(), no_a, "mean"), pool((b - of_b).abs(), no_b, "mean")], dim=-1)
 
 
+def shared_tokens(tokens: Tensor, in_first: Tensor | None) -> Tensor:
+    """Which mark each token gets.
+
+    Args:
+        tokens: (B, L), each row both texts; or the first texts, then as many second ones, as of `texts_apart`.
+        in_first: (B, L), see `first_texts`; None for texts apart.
+
+    Returns:
+        (B, L): `SHARED` where the other text has the same token, `ALONE` where not, `NO_MARK` at special symbols.
+    """
+    if in_first is None:
+        a, b = tokens.chunk(2)
+        shared = torch.cat([_is_in(a, b), _is_in(b, a)])
+    else:
+        a, b = tokens.masked_fill(~in_first, -1), tokens.masked_fill(in_first, -2)
+        shared = _is_in(a, b) | _is_in(b, a)
+    return (ALONE + (SHARED - ALONE) * shared.long()).masked_fill(tokens < SPECIAL_SYMBOLS, NO_MARK)
+
+
+def _is_in(a: Tensor, b: Tensor) -> Tensor:
+    """(B, L), True where the token of a, (B, L), is among those of b, (B, M)."""
+    return a.unsqueeze(2).eq(b.unsqueeze(1)).any(dim=2)
+
+
 class _LastRead(threading.local):
-    """The tokens that the model has read last in this thread; a copy, of a copied or pickled model, begins without."""
+    """What the model has read last in this thread; a copy, of a copied or pickled model, begins without.
+
+    Attributes:
+        tokens: the token ids, as the encoder gets them; None where they are of no use for the head.
+    """
 
     tokens: Tensor | None = None
 
@@ -134,35 +183,54 @@ class PoolingHook:
     """Has a model's classification head read the pooled vector in place of the first position's.
 
     fairseq's head takes the features alone and reads position 0. The tokens, which tell texts and padding, are those
-    that the model has read last in the same thread; for `apart` and `aligned` it reads each text by itself when it is
-    called for this head. Weights and their names stay as they are; the head's first matrix is a new one for two texts.
+    that the model has read last in the same thread; for `apart`, `aligned` and marks it reads them otherwise when it is
+    called for this head. Weights and their names stay as they are; the head's first matrix is a new one for two texts,
+    and the marks are weights of the head: `classification_heads.NAME.marks.weight`.
 
     Args:
         model: fairseq's roberta, or recurrent_roberta.
         head: name of its classification head.
         pooling: one of `rt_plugin.model_folder.pooling.POOLINGS`.
+        marks: add the marks of shared tokens to the embeddings.
         pad, eos: the ids of <pad> and </s>.
     """
 
-    def __init__(self, model: nn.Module, head: str, pooling: str, pad: int, eos: int):
-        self._name, self._pooling, self._pad, self._eos = head, pooling, pad, eos
+    def __init__(self, model: nn.Module, head: str, pooling: str, marks: bool, pad: int, eos: int):
+        self._name, self._pooling, self._marks, self._pad, self._eos = head, pooling, marks, pad, eos
         self._last = _LastRead()
         head = model.classification_heads[head]
+        width = head.dense.in_features
         if pooling in OF_TWO:
-            head.dense = nn.Linear(vectors(pooling) * head.dense.in_features, head.dense.out_features)
+            head.dense = nn.Linear(vectors(pooling) * width, head.dense.out_features)
+        if marks:
+            head.marks = nn.Embedding(SHARED + 1, width, padding_idx=NO_MARK)
+            nn.init.normal_(head.marks.weight[ALONE:], std=MARKS_STD)
+            embed = model.encoder.sentence_encoder.embed_tokens
+            embed.register_forward_hook(functools.partial(self._add_marks, head))
         model.register_forward_pre_hook(self._read, with_kwargs=True)
         head.register_forward_pre_hook(self._replace)
 
+    @property
+    def _apart(self) -> bool:
+        return self._pooling in (APART, ALIGNED)
+
     def _read(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         tokens = args[0] if args else kwargs["src_tokens"]
-        if self._pooling not in (APART, ALIGNED):
-            self._last.tokens = tokens
+        if (self._apart or self._marks) and kwargs.get("classification_head_name") != self._name:
+            tokens = None  # what is read for something else is of no use for this head
+        elif self._apart:
+            tokens = texts_apart(tokens, self._pad, self._eos)
+        self._last.tokens = tokens
+        if tokens is None:
             return args, kwargs
-        if kwargs.get("classification_head_name") != self._name:
-            self._last.tokens = None  # features of both texts together are none for this head
-            return args, kwargs
-        apart = self._last.tokens = texts_apart(tokens, self._pad, self._eos)
-        return ((apart, *args[1:]), kwargs) if args else (args, {**kwargs, "src_tokens": apart})
+        return ((tokens, *args[1:]), kwargs) if args else (args, {**kwargs, "src_tokens": tokens})
+
+    def _add_marks(self, head: nn.Module, embed: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        tokens = self._last.tokens
+        if tokens is None or args[0] is not tokens:
+            return output
+        in_first = None if self._apart else first_texts(tokens, self._eos)
+        return output + head.marks(shared_tokens(tokens, in_first))
 
     def _replace(self, head: nn.Module, args: tuple) -> tuple:
         features, *others = args
@@ -176,7 +244,7 @@ class PoolingHook:
 
     def _vector(self, features: Tensor, tokens: Tensor) -> Tensor:
         padding = tokens.eq(self._pad)
-        if self._pooling in (APART, ALIGNED):
+        if self._apart:
             vector = pair_vector(*pool(features, padding, "mean").chunk(2))
             if self._pooling == APART:
                 return vector

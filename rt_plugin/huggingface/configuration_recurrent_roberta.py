@@ -26,6 +26,8 @@ class RecurrentRobertaConfig(PretrainedConfig):
         pooling: what a classifier reads: "first" (the first position), "mean" or "max" (of all that are no padding),
             "pair" (the means of two texts, their difference and product), "apart" (the same of texts that the encoder
             reads one by one) or "aligned" (and how far each text is from what the other has nearest to it).
+        mark_shared: for a classifier, a learned vector is added to each token of two texts, by whether the other text
+            has the same token.
         classifier_act: between the classifier's two layers.
         rt_glue: the content of glue.json of a model fine-tuned by rt_plugin, or None.
     """
@@ -51,6 +53,7 @@ class RecurrentRobertaConfig(PretrainedConfig):
         scale_embedding=False,
         position_embeddings=True,
         pooling="first",
+        mark_shared=False,
         classifier_act="tanh",
         hidden_dropout_prob=0.1,
         attention_probs_dropout_prob=0.1,
@@ -82,6 +85,7 @@ class RecurrentRobertaConfig(PretrainedConfig):
         self.scale_embedding = scale_embedding
         self.position_embeddings = position_embeddings
         self.pooling = pooling
+        self.mark_shared = mark_shared
         self.classifier_act = classifier_act
         self.hidden_dropout_prob = hidden_dropout_prob
         self.attention_probs_dropout_prob = attention_probs_dropout_prob

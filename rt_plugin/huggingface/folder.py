@@ -27,7 +27,7 @@ from rt_plugin.model_folder.files import (
     TOKENIZER_FILE,
     copy_files,
 )
-from rt_plugin.model_folder.pooling import POOLINGS, pooling_of, vectors
+from rt_plugin.model_folder.pooling import MARKS, POOLINGS, has_marks, pooling_of, vectors
 from rt_plugin.text.tokenizer import Tokenizer
 
 MODEL_FILE, TOKENIZER_CONFIGURATION_FILE, WEIGHTS_FILE = "config.json", "tokenizer_config.json", "model.safetensors"
@@ -161,6 +161,8 @@ def _head(weights: dict[str, torch.Tensor], task: dict, model: Path, source: Pat
             f"{source}: the head {name} has other matrices than one that gives as many numbers as the encoder and one "
             "that reads them, which no folder for transformers can hold; use --format fairseq"
         )
+    if (f"classification_heads.{name}.{MARKS}" in weights) != has_marks(task):
+        raise UserError(f"{source}: its options and its weights differ in marks of shared tokens; fine-tune it again")
     labels_file, glue_file = model / LABEL_DICTIONARY_FILE, model / GLUE_FILE
     labels = None
     if labels_file.is_file():
@@ -169,7 +171,7 @@ def _head(weights: dict[str, torch.Tensor], task: dict, model: Path, source: Pat
     elif output.shape[0] > 1:
         labels = [f"LABEL_{i}" for i in range(output.shape[0])]
     glue = json.loads(glue_file.read_text(encoding="utf-8")) if glue_file.is_file() else None
-    return layout.Head(name, pooling, labels, glue)
+    return layout.Head(name, pooling, has_marks(task), labels, glue)
 
 
 def _classes(kind: str, head: layout.Head | None) -> dict:

@@ -31,7 +31,7 @@ from rt_plugin.model_folder.files import (
     TOKENIZER_FILE,
     copy_files,
 )
-from rt_plugin.model_folder.pooling import FIRST, POOLINGS
+from rt_plugin.model_folder.pooling import FIRST, MARKS, POOLINGS
 
 if TYPE_CHECKING:
     from rt_plugin.huggingface.layout import Head
@@ -152,11 +152,12 @@ def _head(values: dict) -> Head | None:
     from rt_plugin.huggingface.layout import Head
 
     architectures, labels = values.get("architectures") or [], values.get("id2label") or _LABELS
-    pooling, glue = values.get("pooling", FIRST), values.get("rt_glue")
+    pooling, marks, glue = values.get("pooling", FIRST), values.get("mark_shared", False), values.get("rt_glue")
     expected = (
         ("architectures", architectures, list),
         ("id2label", labels, dict),
         ("pooling", pooling, str),
+        ("mark_shared", marks, bool),
         ("rt_glue", glue, dict | None),
     )
     for name, value, kind in expected:
@@ -166,7 +167,7 @@ def _head(values: dict) -> Head | None:
         return None
     if pooling not in POOLINGS:
         raise UserError(f"{_CONFIGURATION}: pooling is {pooling!r}, expected one of {', '.join(POOLINGS)}")
-    return Head(_HEAD, pooling, _class_names(labels, values.get("problem_type")), glue)
+    return Head(_HEAD, pooling, marks, _class_names(labels, values.get("problem_type")), glue)
 
 
 def _class_names(labels: dict, problem: str | None) -> list[str] | None:
@@ -220,12 +221,19 @@ def _check_outputs(head: Head, weights: dict, folder: Path) -> None:
     Raises:
         UserError: as said.
     """
-    matrix = weights.get(f"classification_heads.{head.name}.out_proj.weight")
+    prefix = f"classification_heads.{head.name}."
+    matrix = weights.get(f"{prefix}out_proj.weight")
     found, named = 0 if matrix is None else matrix.shape[0], len(head.labels or [None])
     if found != named:
         raise UserError(
             f"{folder}: {_CONFIGURATION} names a classifier of {named} outputs, {_WEIGHTS} holds "
             f"{f'one of {found}' if found else 'none'}; get both again"
+        )
+    if (f"{prefix}{MARKS}" in weights) != head.marks:
+        there = "lacks" if head.marks else "has"
+        raise UserError(
+            f"{folder}: {_CONFIGURATION} says mark_shared {str(head.marks).lower()}, and {_WEIGHTS} {there} marks; get "
+            "both again"
         )
 
 
@@ -242,6 +250,7 @@ def _groups(options: dict, head: Head | None, longest: int) -> dict:
         "_name": "rt_glue",
         "classification_head_name": head.name,
         "pooling": head.pooling,
+        "mark_shared": head.marks,
         "max_positions": longest,
         "num_classes": len(head.labels) if head.labels else None,
         "regression_target": head.labels is None,

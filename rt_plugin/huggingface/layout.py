@@ -61,12 +61,14 @@ class Head:
     Attributes:
         name: as in the checkpoint.
         pooling: which vector it reads.
+        marks: whether the encoder reads marks of shared tokens for it.
         labels: of the classes, in order; None for a regression.
         glue: the content of glue.json, or None.
     """
 
     name: str
     pooling: str
+    marks: bool
     labels: list[str] | None
     glue: dict | None
 
@@ -82,7 +84,7 @@ def kind_of(options: dict, head: Head | None) -> str:
         and not options["no_token_positional_embeddings"]
         and not options["untie_weights_roberta"]
     )
-    fits = head is None or (head.pooling == FIRST and options["pooler_activation_fn"] == "tanh")
+    fits = head is None or (head.pooling == FIRST and not head.marks and options["pooler_activation_fn"] == "tanh")
     return ROBERTA if plain and fits else OWN
 
 
@@ -154,7 +156,7 @@ def _head(head: Head, kind: str) -> dict:
         "problem_type": "single_label_classification" if head.labels else "regression",
         "rt_glue": head.glue,
     }
-    return values if kind == ROBERTA else values | {"pooling": head.pooling}
+    return values if kind == ROBERTA else values | {"pooling": head.pooling, "mark_shared": head.marks}
 
 
 def _positions(weights: dict[str, torch.Tensor]) -> int:

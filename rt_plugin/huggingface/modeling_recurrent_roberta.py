@@ -24,6 +24,8 @@ except ImportError:  # plain PyTorch then
 GATES = {"gelu": F.gelu, "sigmoid": torch.sigmoid, "silu": F.silu}
 OF_TWO = {"pair": 4, "apart": 4, "aligned": 6}  # for two texts -> how many vectors of hidden_size a classifier reads
 TEMPERATURE = 0.05  # of the softmax over cosines that aligns two texts
+SPECIAL_SYMBOLS = 4  # <s>, <pad>, </s>, <unk> have the first ids
+NO_MARK, ALONE, SHARED = range(3)
 CONVOLUTION_WIDTH = 4  # positions that the block "short-conv" sees
 
 
@@ -168,6 +170,31 @@ def alignment(a, b, in_a, in_b):
     of_a = cosines.masked_fill(~in_b.unsqueeze(1), -torch.inf).softmax(dim=2).to(b.dtype) @ b
     of_b = cosines.masked_fill(~in_a.unsqueeze(2), -torch.inf).softmax(dim=1).to(a.dtype).transpose(1, 2) @ a
     return torch.cat([pool((a - of_a).abs(), in_a, "mean"), pool((b - of_b).abs(), in_b, "mean")], dim=-1)
+
+
+def shared_tokens(input_ids, in_first):
+    """Which mark each token of some pairs gets.
+
+    Args:
+        input_ids: (B, L), each row both texts; or the first texts, then as many second ones, as of `texts_apart`.
+        in_first: (B, L), see `first_texts`; None for texts apart.
+
+    Returns:
+        (B, L): `SHARED` where the other text has the same token, `ALONE` where not, `NO_MARK` at special symbols.
+    """
+    if in_first is None:
+        pairs = input_ids.shape[0] // 2
+        a, b = input_ids[:pairs], input_ids[pairs:]
+        shared = torch.cat([is_in(a, b), is_in(b, a)])
+    else:
+        a, b = input_ids.masked_fill(~in_first, -1), input_ids.masked_fill(in_first, -2)
+        shared = is_in(a, b) | is_in(b, a)
+    return (ALONE + (SHARED - ALONE) * shared.long()).masked_fill(input_ids < SPECIAL_SYMBOLS, NO_MARK)
+
+
+def is_in(a, b):
+    """(B, L), True where the token of a, (B, L), is among those of b, (B, M)."""
+    return a.unsqueeze(2).eq(b.unsqueeze(1)).any(dim=2)
 
 
 class RecurrentBlock(nn.Module):
@@ -510,6 +537,8 @@ class RecurrentRobertaClassifier(nn.Module):
         self.activation = ACT2FN[config.classifier_act]
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+        if config.mark_shared:
+            self.marks = nn.Embedding(SHARED + 1, config.hidden_size, padding_idx=NO_MARK)  # the encoder reads them
 
     def forward(self, x):
         return self.out_proj(self.dropout(self.activation(self.dense(self.dropout(x)))))
@@ -547,28 +576,33 @@ class RecurrentRobertaForSequenceClassification(RecurrentRobertaPreTrainedModel)
             ones, then the second ones.
 
         Raises:
-            ValueError: the configuration's pooling is for two texts, and there are no input_ids, or a row is a single
-                text; or position_ids are given for texts that are read apart.
+            ValueError: the configuration's pooling or its mark_shared is for two texts, and there are no input_ids, or
+                a row is a single text; or position_ids are given for texts that are read apart.
         """
         is_pair = in_first = None
-        if self.config.pooling in OF_TWO:
+        apart = self.config.pooling in ("apart", "aligned")
+        if self.config.pooling in OF_TWO or self.config.mark_shared:
             if input_ids is None:
                 raise ValueError(f"pooling {self.config.pooling!r} needs input_ids, which tell where a text ends")
             in_first, is_pair = first_texts(input_ids, self.config.eos_token_id)
-        if self.config.pooling in ("apart", "aligned"):
+        if apart:
             if position_ids is not None:
                 raise ValueError(f"pooling {self.config.pooling!r} reads each text by itself; give no position_ids")
             present = self.encoder.present(input_ids, attention_mask, None)
             input_ids, attention_mask = texts_apart(input_ids, present, in_first, self.config.pad_token_id)
+        present = self.encoder.present(input_ids, attention_mask, inputs_embeds)
+        if self.config.mark_shared:
+            marks = self.classifier.marks(shared_tokens(input_ids, None if apart else in_first))
+            marks = marks.masked_fill(~is_pair.repeat(1 + apart, 1).unsqueeze(-1), torch.nan)  # raises, but in a graph
+            input_ids, inputs_embeds = None, self.encoder.embed_tokens(input_ids) + marks
         output = self.encoder(
             input_ids,
-            attention_mask,
+            present,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        present = self.encoder.present(input_ids, attention_mask, inputs_embeds)
         logits = self.classifier(self._pool(output.last_hidden_state, present, in_first, is_pair))
         loss = None if labels is None else self._loss(logits.float(), labels)
         output = SequenceClassifierOutput(

@@ -1,12 +1,14 @@
-"""Which vector of an encoded text a checkpoint's classification head reads: `--pooling` of the task that trained it.
+"""What a checkpoint's classification head reads: which vector of an encoded text, `--pooling` of the task that trained
+it, and whether the encoder marks shared tokens for it, `--mark-shared`.
 
-What the names mean is told, and done, in `rt_plugin.glue.pooling`.
+What the two mean is told, and done, in `rt_plugin.glue.pooling`.
 """
 
 from collections.abc import Mapping
 
 FIRST, PAIR, APART, ALIGNED = "first", "pair", "apart", "aligned"
 OF_TWO = {PAIR: 4, APART: 4, ALIGNED: 6}  # for two texts -> how many vectors of the encoder's size a head reads
+MARKS = "marks.weight"  # of a head, in a checkpoint
 POOLINGS = (FIRST, "mean", "max", *OF_TWO)
 
 
@@ -23,3 +25,8 @@ def pooling_of(task: Mapping) -> str:
             first position.
     """
     return str(task.get("pooling") or FIRST)
+
+
+def has_marks(task: Mapping) -> bool:
+    """Whether a head was trained with marks; `task` as of `pooling_of`."""
+    return bool(task.get("mark_shared"))

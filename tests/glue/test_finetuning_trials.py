@@ -81,6 +81,18 @@ def test_each_model_has_a_learning_rate_of_its_own(trials):
     ]
 
 
+def test_rows_of_other_sweeps_stay(trials, tmp_path):
+    """Those of another machine, whose folders are not there; the same run counts as it came last."""
+    before = (trials / finetuning_trials.ROWS_FILE).read_text().splitlines()
+    elsewhere = tmp_path / "elsewhere"
+    write_sweeps(elsewhere, ("mean", ROBERTA, "RTE", 1e-4, [0.75]), ("aligned", RECURRENT, "RTE", 3e-4, [0.5]))
+    finetuning_trials.write_rows(elsewhere, trials)
+    after = (trials / finetuning_trials.ROWS_FILE).read_text().splitlines()
+    added = "aligned,recurrent_roberta_mini,RTE,0.0003,1,2,0.5,1.0,0,9.5"
+    assert set(after) - set(before) == {"mean,roberta_mini,RTE,0.0001,1,2,0.75,1.0,0,9.5", added}
+    assert len(after) == len(before) + 1 and after[-2] == added
+
+
 @pytest.fixture
 def commands(monkeypatch):
     """What finetune-glue would be called with; each writes its rows."""
@@ -115,7 +127,9 @@ def test_what_was_chosen_is_fine_tuned(trials, commands, tmp_path, monkeypatch):
     models = ("--models", *finetuning_trials.ALL_MODELS)
     folders = [str(tmp_path / name) for name in ("data", "final", "results")]
     monkeypatch.setattr("sys.argv", ["finetuning_trials.py", *folders, "--tasks", "RTE", *models, *chosen])
+    other = dict.fromkeys(COLUMNS) | {"model": ROBERTA, "lr": 1e-4, "seed": 1, "last_score": 0.5}
     (tmp_path / "results").mkdir()
+    write_csv(tmp_path / "results" / f"{ROBERTA}.csv", [other | {"task": "CoLA"}, other | {"task": "RTE"}])
     assert finetuning_trials.main() == 0
     assert [(c.name, c.lr, c.seeds, c.epochs) for c in commands] == [
         (ROBERTA, [1e-4], [1, 2, 3, 4, 5], 2),
@@ -124,7 +138,9 @@ def test_what_was_chosen_is_fine_tuned(trials, commands, tmp_path, monkeypatch):
     ]
     assert {c.data for c in commands} == {tmp_path / "data"} and commands[0].fairseq_options[-1] == "mean"
     for model in finetuning_trials.ALL_MODELS:
-        assert len((tmp_path / "results" / f"{model}.csv").read_text().splitlines()) == 1 + 5
+        rows = (tmp_path / "results" / f"{model}.csv").read_text().splitlines()[1:]
+        assert sum(",RTE," in row for row in rows) == 5
+        assert len(rows) == 5 + (model == ROBERTA)  # what is there of another task stays
 
 
 def test_rows_of_what_was_chosen_have_the_pretrained_checkpoint(tmp_path):

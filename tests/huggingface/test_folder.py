@@ -13,7 +13,7 @@ import torch
 from op_cases import relative_error
 
 from conftest import SAMPLE
-from model_folders import CHECKPOINTS, FILES, SHAPES, in_float64, write_model_folder
+from model_folders import CHECKPOINTS, FILES, HEADS, SHAPES, in_float64, write_model_folder
 from rt_plugin.__main__ import main
 from rt_plugin.inference.masks import MaskFiller
 from rt_plugin.inference.sentences import SentenceReader
@@ -184,12 +184,12 @@ def test_plain_pytorch_where_the_compiled_operation_is_not(tmp_path):
 LABELS = {"classes": ("entailment", "not_entailment"), "regression": ()}
 
 
-@pytest.mark.parametrize("pooling", ["first", "mean", "max", "pair", "apart", "aligned"])
+@pytest.mark.parametrize(("pooling", "marks"), HEADS)
 @pytest.mark.parametrize("shape", ["alternate in groups", "roberta"])
 @pytest.mark.parametrize("kind", LABELS)
-def test_classifiers_there_and_back(kind, shape, pooling, tmp_path):
+def test_classifiers_there_and_back(kind, shape, pooling, marks, tmp_path):
     labels = LABELS[kind]
-    model = write_model_folder(tmp_path / "model", shape, labels=labels, pooling=pooling)
+    model = write_model_folder(tmp_path / "model", shape, labels=labels, pooling=pooling, marks=marks)
     folder = export(model, tmp_path / "folder", "--precision", "float32")
     theirs, tokenizer = load(folder, "AutoModelForSequenceClassification"), load_tokenizer(folder)
     pairs = [("Who won?", "They won."), ("When?", "It was in the year 1930, when the war was long over."), ("a", "b")]
@@ -407,9 +407,10 @@ def test_without_safetensors(verb, committed, tmp_path, monkeypatch, capsys):
     assert line.startswith(f"rt-plugin {verb}: error: ") and "safetensors" in line and "pip install" in line
 
 
-@pytest.mark.parametrize("pooling", ["pair", "apart", "aligned"])
-def test_a_single_text_for_a_classifier_of_pairs(pooling, tmp_path):
-    model = write_model_folder(tmp_path / "model", "forward", labels=("entailment", "not_entailment"), pooling=pooling)
+@pytest.mark.parametrize(("pooling", "marks"), [("pair", False), ("apart", False), ("aligned", True), ("mean", True)])
+def test_a_single_text_for_a_classifier_of_pairs(pooling, marks, tmp_path):
+    labels = ("entailment", "not_entailment")
+    model = write_model_folder(tmp_path / "model", "forward", labels=labels, pooling=pooling, marks=marks)
     folder = export(model, tmp_path / "folder")
     theirs, tokenizer = load(folder, "AutoModelForSequenceClassification"), load_tokenizer(folder)
     batch = tokenizer.pad([tokenizer("Who won?", "They won."), tokenizer("They won.")], return_tensors="pt")

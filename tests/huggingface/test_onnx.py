@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import SAMPLE
-from model_folders import CHECKPOINTS, SHAPES, in_float64, write_model_folder
+from model_folders import CHECKPOINTS, HEADS, SHAPES, in_float64, write_model_folder
 from rt_plugin.__main__ import main
 from rt_plugin.huggingface.onnx_file import quantised
 from rt_plugin.model import RecurrentRobertaModel
@@ -180,15 +180,16 @@ def test_committed_models(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pooling", ["first", "mean", "max", "pair", "apart", "aligned"])
-def test_classifiers(pooling, tmp_path):
-    model = write_model_folder(tmp_path / "model", "forward", labels=("entailment", "not_entailment"), pooling=pooling)
+@pytest.mark.parametrize(("pooling", "marks"), HEADS)
+def test_classifiers(pooling, marks, tmp_path):
+    labels = ("entailment", "not_entailment")
+    model = write_model_folder(tmp_path / "model", "forward", labels=labels, pooling=pooling, marks=marks)
     folder, ours = export(model, tmp_path / "graph"), RecurrentRobertaModel.from_pretrained(str(model))
     single = text_ids(ours, 30)
     batch = single.repeat(2, 1)
     batch[0, 12:14] = batch[1, 5:7] = 2  # two texts in each row
     batch[1, 9:] = 1
-    assert run(folder, single).isnan().all() == (pooling in ("pair", "apart", "aligned"))
+    assert run(folder, single).isnan().all() == (marks or pooling in ("pair", "apart", "aligned"))
     with torch.no_grad():
         known = ours.predict("sentence_classification_head", batch, return_logits=True)
     torch.testing.assert_close(run(folder, batch), known, rtol=1e-6, atol=1e-5)

@@ -131,6 +131,67 @@ def test_the_head_reads_both_texts_of_a_pair(pooling, of_two, tmp_path):
     assert torch.equal(exported.predict(HEAD, ids[0], return_logits=True), alone[:1])
 
 
+@pytest.fixture(scope="module")
+def marked(glue_dir, pretrained, tmp_path_factory):
+    """(model, pooling) -> one fine-tuned with --mark-shared."""
+    recurrent = ("--arch", "recurrent_roberta_tiny", "--finetune-from-model", pretrained / "checkpoint_best.pt")
+    roberta = ("--arch", "roberta_tiny", "--max-positions", "64")
+    folders = {}
+    for name, start, pooling in (("recurrent", recurrent, "aligned"), ("roberta", roberta, "first")):
+        folders[name, pooling] = tmp_path_factory.mktemp("marked")
+        finetune(glue_dir / "out" / "QNLI", folders[name, pooling], *start, "--pooling", pooling, "--mark-shared")
+    return folders
+
+
+def read_with_marks(hub, ids, others):
+    """(L, d) features of token ids, each marked by whether it is among its others, a list of ids for each."""
+    encoder, marks = hub.model.encoder.sentence_encoder, hub.model.classification_heads[HEAD].marks.weight
+    embedded = encoder.embed_tokens(ids[None]).clone()
+    for i, token in enumerate(ids.tolist()):
+        if token > 3:  # no special symbol
+            embedded[0, i] += marks[2 if token in others[i] else 1]
+    return encoder(ids[None], token_embeddings=embedded)["encoder_out"][0][:, 0]
+
+
+@pytest.mark.parametrize(("name", "pooling"), [("recurrent", "aligned"), ("roberta", "first")])
+def test_shared_tokens_are_marked(name, pooling, marked):
+    """Texts read one by one and together, with padding and without; and for this head alone."""
+    hub = RecurrentRobertaModel.from_pretrained(str(marked[name, pooling]))
+    pairs = [TEXTS, TEXTS[::-1], ("The river?", "The old town of the old river.")]
+    ids = [hub.encode(*pair) for pair in pairs]
+    alone = torch.cat([hub.predict(HEAD, i, return_logits=True) for i in ids])
+    for pair, tokens, found in zip(pairs, ids, alone, strict=True):
+        a, b = (hub.encode(text) for text in pair)
+        of_a, of_b = [b.tolist()] * len(a), [a.tolist()] * len(b)
+        assert set(a.tolist()) & set(b.tolist()) - {0, 2}  # they share a word
+        if pooling == "first":
+            vector = read_with_marks(hub, tokens, [*of_a, *of_b])[0]
+        else:
+            a, b = read_with_marks(hub, a, of_a), read_with_marks(hub, b, of_b)
+            u, v = a.mean(dim=0), b.mean(dim=0)
+            vector = torch.cat([u, v, (u - v).abs(), u * v, farness(a, b), farness(b, a)])
+        torch.testing.assert_close(found, logits_of(hub, vector))
+    padded = torch.full((3, max(map(len, ids)) + 2), hub.task.source_dictionary.pad())
+    for row, tokens in zip(padded, ids, strict=True):
+        row[: len(tokens)] = tokens
+    features = hub.extract_features(ids[0])
+    torch.testing.assert_close(hub.predict(HEAD, padded, return_logits=True), alone, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        hub.model.classification_heads[HEAD].marks.weight.zero_()
+    assert hub.extract_features(ids[0]).equal(features)
+    assert (hub.predict(HEAD, ids[0], return_logits=True) - alone[0]).abs().max() > 1e-5
+
+
+def test_marks_need_two_texts_and_stay_with_the_head(marked, glue_dir, tmp_path):
+    data, *options = single_texts(glue_dir, tmp_path)
+    result = finetune(data, tmp_path / "out", *options, "--arch", "roberta_tiny", "--mark-shared", ok=False)
+    assert user_error(result).endswith("--mark-shared is for pairs of texts, and custom has one; leave it out")
+    start = ("--arch", "recurrent_roberta_tiny", "--pooling", "aligned")
+    start = (*start, "--finetune-from-model", marked["recurrent", "aligned"] / "checkpoint_best.pt")
+    result = finetune(glue_dir / "out" / "QNLI", tmp_path / "out", *start, ok=False)
+    assert "was fine-tuned with --mark-shared; add it, or train a head of another name with" in user_error(result)
+
+
 @pytest.mark.parametrize("pooling", ["pair", "apart", "aligned"])
 def test_pairs_need_two_texts(pooling, of_two, glue_dir, tmp_path):
     hub = RecurrentRobertaModel.from_pretrained(str(of_two[pooling]))
@@ -204,11 +265,11 @@ def test_features_of_other_tokens_are_refused(mean_model):
         hub.model.classification_heads[HEAD](features)
 
 
-@pytest.mark.parametrize("pooling", ["pair", "aligned"])
-def test_threads_do_not_read_each_others_tokens(pooling, tmp_path):
+@pytest.mark.parametrize(("pooling", "marks"), [("pair", False), ("aligned", False), ("mean", True)])
+def test_threads_do_not_read_each_others_tokens(pooling, marks, tmp_path):
     """Two pairs of one length, whose texts end at other places; both are read before either comes to the head."""
     hub = RecurrentRobertaModel.from_pretrained(
-        str(write_model_folder(tmp_path / "model", "forward", labels=LABELS, pooling=pooling))
+        str(write_model_folder(tmp_path / "model", "forward", labels=LABELS, pooling=pooling, marks=marks))
     )
     words = hub.encode("one two three four five six")[1:-1].tolist()
     ids = [torch.tensor([0, *words[:n], 2, 2, *words[n:], 2]) for n in (1, 4)]

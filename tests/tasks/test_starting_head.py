@@ -8,6 +8,7 @@ from rt_plugin.glue.finetune import main
 from rt_plugin.model import RecurrentRobertaModel
 
 HEAD = "classification_heads.sentence_classification_head.dense.weight"
+MARKS = "classification_heads.sentence_classification_head.marks.weight"
 MOVED = 0.01  # more than two updates at 1e-3 move a weight, less than new weights differ
 
 
@@ -64,3 +65,24 @@ def test_the_head_of_the_same_task_comes_along(finetune, qnli_model):
     after, before = weights(finetune(qnli_model, "QNLI", "--pooling", "first")), weights(qnli_model)
     assert_encoder_is_that_of(after, before)
     assert 0 < (after[HEAD] - before[HEAD]).abs().max() < MOVED
+
+
+@pytest.fixture(scope="module")
+def marked_model(finetune, pretrained):
+    return finetune(pretrained, "QNLI", "--mark-shared", seed=1)
+
+
+@pytest.mark.parametrize("task", ["QNLI", "RTE", "STS-B"])
+def test_marks_come_along_with_the_encoder(task, finetune, marked_model):
+    """With the head of the same task, and without that of another one, of as many classes or fewer."""
+    after, before = weights(finetune(marked_model, task, "--mark-shared")), weights(marked_model)
+    assert_encoder_is_that_of(after, before)
+    assert before[MARKS][1:].std() > 2 * MOVED and not before[MARKS][0].any()  # special symbols have none
+    assert 0 < (after[MARKS] - before[MARKS]).abs().max() < MOVED
+    assert (after[HEAD] - before[HEAD]).abs().max() > MOVED or task == "QNLI"
+
+
+def test_marks_are_left_out_with_the_head_where_none_are_wanted(finetune, marked_model):
+    after, before = weights(finetune(marked_model, "RTE")), weights(marked_model)
+    assert_encoder_is_that_of(after, before)
+    assert MARKS not in after and after[HEAD].shape == before[HEAD].shape
