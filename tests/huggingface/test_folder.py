@@ -476,6 +476,25 @@ def test_a_classifier_of_an_unknown_pooling(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("marks", [True, False])
+def test_marks_that_only_the_options_or_only_the_weights_have(marks, tmp_path, capsys):
+    labels = ("entailment", "not_entailment")
+    model = write_model_folder(tmp_path / "model", "forward", labels=labels, pooling="pair", marks=marks)
+    folder = export(model, tmp_path / "folder")
+    change(mark_shared=not marks)(folder)
+    assert main(["import-huggingface", str(folder), str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    said, found = str(not marks).lower(), "has" if marks else "lacks"
+    assert f"{folder}: config.json says mark_shared {said}, and model.safetensors {found} marks; get both again" in line
+    assert not (tmp_path / "out").exists()
+    stored = torch.load(model / "checkpoint_best.pt", weights_only=False)
+    stored["cfg"]["task"]["mark_shared"] = not marks
+    torch.save(stored, model / "checkpoint_best.pt")
+    assert main(["export", str(model), str(tmp_path / "out"), "--format", "huggingface"]) == 1
+    assert "its options and its weights differ in marks of shared tokens" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_regression_begun_in_transformers(tmp_path):
     """transformers writes no problem_type for it: one label is a score."""
     folder = export(write_model_folder(tmp_path / "model", "forward"), tmp_path / "folder", "--precision", "float32")
