@@ -491,11 +491,9 @@ def test_marks_that_only_the_options_or_only_the_weights_have(marks, tmp_path, c
     stored["cfg"]["task"]["mark_shared"] = not marks
     torch.save(stored, model / "checkpoint_best.pt")
     assert main(["export", str(model), str(tmp_path / "out"), "--format", "huggingface"]) == 1
-    said = (
-        "Unexpected key(s) in state_dict" if marks else "its options and its weights differ in marks of shared tokens"
-    )
-    assert said in capsys.readouterr().err
-    assert not list((tmp_path / "out").iterdir())
+    said = capsys.readouterr().err
+    assert ("Unexpected key(s) in state_dict" if marks else "its options and its weights differ in marks") in said
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_a_regression_begun_in_transformers(tmp_path):
