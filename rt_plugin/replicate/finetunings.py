@@ -58,13 +58,13 @@ def _left(planned: Finetuning, tasks: Mapping[str, TaskResult]) -> int:
     return len(runs - there)
 
 
-def tasks_section(plan: Plan, folder: Path, failed: Collection[str] = ()) -> list[str]:
+def tasks_section(plan: Plan, sweeps: Results, floors: Results, failed: Collection[str] = ()) -> list[str]:
     """Third outcome: a row for each floor and arm, a column a task; empty before all fine-tunings have ended.
 
     Args:
+        sweeps, floors: see `read_sweeps`.
         failed: see `left`.
     """
-    sweeps, floors = read_sweeps(folder)
     if not sweeps or left(plan, sweeps, failed):
         return []
     rows = table(sweeps, floors)

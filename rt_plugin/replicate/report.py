@@ -20,9 +20,10 @@ from rt_plugin.console import commands
 from rt_plugin.console.files import replacing
 from rt_plugin.console.tables import markdown_table
 from rt_plugin.errors import UserError
+from rt_plugin.glue.statistics import Results as Sweeps
 from rt_plugin.replicate import figures, statistics
 from rt_plugin.replicate.figures import Figure, Panel, Series, points_panel
-from rt_plugin.replicate.finetunings import tasks_section
+from rt_plugin.replicate.finetunings import read_sweeps, tasks_section
 from rt_plugin.replicate.pairs import MEAN_OF_PARADIGMS, pairs_figure, phenomena_table, read_pairs
 from rt_plugin.replicate.plan import FINAL, SEARCH, Plan
 from rt_plugin.replicate.results import (
@@ -53,11 +54,14 @@ class Results:
     Attributes:
         runs: rows of runs.csv.
         curves: (stage, arm, rate, seed) -> rows of curves.csv, in order.
+        sweeps, floors: fine-tunings, and what needs no encoder; see `read_sweeps`.
     """
 
     plan: Plan
     runs: list[dict[str, str]]
     curves: dict[tuple[str, str, float, int], list[dict[str, str]]]
+    sweeps: Sweeps
+    floors: Sweeps
 
     @classmethod
     def load(cls, folder: Path) -> "Results":
@@ -72,7 +76,7 @@ class Results:
         curves = defaultdict(list)
         for row in read_csv(folder / CURVES_FILE, CURVE_COLUMNS):
             curves[_key(row)].append(row)
-        return cls(read_results_plan(folder), runs, dict(curves))
+        return cls(read_results_plan(folder), runs, dict(curves), *read_sweeps(folder))
 
     def of(self, stage: str) -> list[dict[str, str]]:
         """The runs of a stage that have ended, and did not break off."""
@@ -323,7 +327,7 @@ def make_figures(results: Results, folder: Path) -> list[Figure]:
         found.append(_final_figure(results))
     found += figures.of_held_out(folder)
     found += pairs_figure(folder)
-    found += stability_figure(folder)
+    found += stability_figure(results.sweeps, results.floors)
     return found
 
 
@@ -399,8 +403,8 @@ def write_report(folder: Path, out: Path) -> str:
     parts += [
         *time_section(results, folder),
         *position_section(folder),
-        *tasks_section(results.plan, folder, failed),
-        *stability_section(results.plan, folder, failed),
+        *tasks_section(results.plan, results.sweeps, results.floors, failed),
+        *stability_section(results.plan, results.sweeps, failed),
     ]
     parts += failures_section(results)
     parts.append("\n\n".join(f"![{figure.name.replace('_', ' ')}]({figure.name}.png)" for figure in drawn))

@@ -4,7 +4,6 @@ ones is, and how many runs fail."""
 import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from rt_plugin.console.tables import markdown_table
 from rt_plugin.glue.specs import task_rank
 from rt_plugin.glue.statistics import Results, TaskResult, highest_floors
 from rt_plugin.replicate.figures import DOTTED, Figure, Panel, Series
-from rt_plugin.replicate.finetunings import fine_tuned, left, read_sweeps, tasks_of
+from rt_plugin.replicate.finetunings import fine_tuned, left, tasks_of
 from rt_plugin.replicate.plan import Plan
 from rt_plugin.replicate.statistics import COMPARISON_HEADINGS, compare, comparison_cells, good_range, judged, wilson
 
@@ -47,13 +46,13 @@ def shortfalls(sweep: TaskResult) -> list[float]:
     return [sweep.scores[sweep.best_lr][seed] - mean for seed, mean in zip(seeds, means, strict=True)]
 
 
-def stability_section(plan: Plan, folder: Path, failed: Collection[str] = ()) -> list[str]:
+def stability_section(plan: Plan, sweeps: Results, failed: Collection[str] = ()) -> list[str]:
     """A row for each task and arm, and the plan's comparisons of these arms; empty without fine-tunings.
 
     Args:
+        sweeps: see `read_sweeps`.
         failed: arms whose encoder did not end well, so that there is nothing to fine-tune.
     """
-    sweeps, _ = read_sweeps(folder)
     if not sweeps:
         return []
     found = [(task, arm, sweep) for arm, tasks in sweeps.items() for task, sweep in tasks.items()]
@@ -130,11 +129,14 @@ def _both(a: TaskResult, b: TaskResult) -> tuple[list[float], list[float]]:
     return shortfalls(a), shortfalls(b)
 
 
-def stability_figure(folder: Path) -> list[Figure]:
+def stability_figure(sweeps: Results, floors: Results) -> list[Figure]:
     """Score against learning rate by task: medians over seeds, from the worst to the best seed; dotted: the highest
-    floor."""
+    floor.
+
+    Args:
+        sweeps, floors: see `read_sweeps`.
+    """
     panels = defaultdict(list)
-    sweeps, floors = read_sweeps(folder)
     for arm, tasks in sweeps.items():
         for task, sweep in tasks.items():
             rates = sorted(sweep.scores)
