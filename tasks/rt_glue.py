@@ -200,7 +200,7 @@ class RtGlueTask(WithCompanions, FairseqTask):
 
         Raises:
             UserError: --max-positions is more than that checkpoint has, its token ids are not those of the data, or its
-                head was trained on this task with another --pooling, or with --mark-shared and this one is not.
+                head was trained on this task with another --pooling or --mark-shared.
         """
         start = None if from_checkpoint else self._starting_checkpoint()
         head = self.cfg.classification_head_name

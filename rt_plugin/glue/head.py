@@ -42,12 +42,14 @@ def take_marks(model: nn.Module, head: str, checkpoint: str) -> None:
 
     They are read by the encoder, which has learned what they mean and comes along whatever becomes of the head.
     """
+    module = model.classification_heads[head]
+    if not hasattr(module, "marks"):
+        return
     try:
         marks = read_checkpoint(checkpoint)["model"].get(f"classification_heads.{head}.{MARKS}")
     except UserError:
         return  # loading it will say more
-    module = model.classification_heads[head]
-    if marks is not None and hasattr(module, "marks"):
+    if marks is not None:
         module.marks.load_state_dict({"weight": marks})
 
 

@@ -583,26 +583,28 @@ class RecurrentRobertaForSequenceClassification(RecurrentRobertaPreTrainedModel)
         apart = self.config.pooling in ("apart", "aligned")
         if self.config.pooling in OF_TWO or self.config.mark_shared:
             if input_ids is None:
-                raise ValueError(f"pooling {self.config.pooling!r} needs input_ids, which tell where a text ends")
+                what = f"pooling {self.config.pooling!r}" if self.config.pooling in OF_TWO else "mark_shared"
+                raise ValueError(f"{what} needs input_ids, which tell where a text ends")
             in_first, is_pair = first_texts(input_ids, self.config.eos_token_id)
         if apart:
             if position_ids is not None:
                 raise ValueError(f"pooling {self.config.pooling!r} reads each text by itself; give no position_ids")
             present = self.encoder.present(input_ids, attention_mask, None)
             input_ids, attention_mask = texts_apart(input_ids, present, in_first, self.config.pad_token_id)
-        present = self.encoder.present(input_ids, attention_mask, inputs_embeds)
-        if self.config.mark_shared:
+        if self.config.mark_shared and inputs_embeds is None:  # with both, the encoder refuses them
+            attention_mask = self.encoder.present(input_ids, attention_mask)
             marks = self.classifier.marks(shared_tokens(input_ids, None if apart else in_first))
             marks = marks.masked_fill(~is_pair.repeat(1 + apart, 1).unsqueeze(-1), torch.nan)  # raises, but in a graph
             input_ids, inputs_embeds = None, self.encoder.embed_tokens(input_ids) + marks
         output = self.encoder(
             input_ids,
-            present,
+            attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
+        present = self.encoder.present(input_ids, attention_mask, inputs_embeds)
         logits = self.classifier(self._pool(output.last_hidden_state, present, in_first, is_pair))
         loss = None if labels is None else self._loss(logits.float(), labels)
         output = SequenceClassifierOutput(

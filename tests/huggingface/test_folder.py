@@ -420,6 +420,17 @@ def test_a_single_text_for_a_classifier_of_pairs(pooling, marks, tmp_path):
         theirs(inputs_embeds=torch.zeros(1, 4, theirs.config.hidden_size))
 
 
+@pytest.mark.parametrize("marks", [False, True])
+def test_a_classifier_takes_one_kind_of_input(marks, tmp_path):
+    model = write_model_folder(tmp_path / "model", "forward", labels=LABELS["classes"], pooling="mean", marks=marks)
+    theirs = load(export(model, tmp_path / "folder"), "AutoModelForSequenceClassification")
+    ids = torch.tensor([[0, 9, 2, 2, 8, 2]])
+    with pytest.raises(ValueError, match="give either input_ids or inputs_embeds"):
+        theirs(input_ids=ids, inputs_embeds=torch.zeros(1, 6, theirs.config.hidden_size))
+    with pytest.raises(ValueError, match="mark_shared needs input_ids" if marks else "give either input_ids"):
+        theirs()
+
+
 def change(**values):
     def apply(folder):
         path = folder / "config.json"

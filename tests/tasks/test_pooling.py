@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from fairseq.data.data_utils import collate_tokens
 
 from conftest import run_command, user_error
 from model_folders import write_model_folder
@@ -75,6 +76,11 @@ def by_definition(hub, ids, pooling):
     return logits_of(hub, hidden.mean(dim=0) if pooling == "mean" else hidden.max(dim=0).values)
 
 
+def padded(hub, ids):
+    """Token ids of several lengths as one batch, with two positions more than the longest has."""
+    return collate_tokens(ids, hub.task.source_dictionary.pad(), pad_to_length=max(map(len, ids)) + 2)
+
+
 def logits_of(hub, vector):
     head = hub.model.classification_heads[HEAD]
     return head.out_proj(torch.tanh(head.dense(vector)))
@@ -96,11 +102,7 @@ def test_the_head_reads_the_pooled_vector_and_padding_changes_nothing(pooling, r
     alone = torch.cat([hub.predict(HEAD, i, return_logits=True) for i in ids])
     expected = torch.stack([by_definition(hub, i, pooling) for i in ids])
     torch.testing.assert_close(alone, expected)
-    longest = max(map(len, ids)) + 3
-    padded = torch.full((2, longest), hub.task.source_dictionary.pad())
-    for row, i in zip(padded, ids, strict=True):
-        row[: len(i)] = i
-    torch.testing.assert_close(hub.predict(HEAD, padded, return_logits=True), alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(hub.predict(HEAD, padded(hub, ids), return_logits=True), alone, rtol=1e-4, atol=1e-5)
     assert (alone[0] - alone[1]).abs().max() > 1e-6  # or all would be equal to anything
 
 
@@ -121,10 +123,7 @@ def test_the_head_reads_both_texts_of_a_pair(pooling, of_two, tmp_path):
         if pooling == "aligned":
             parts += [farness(a, b), farness(b, a)]
         torch.testing.assert_close(found, logits_of(hub, torch.cat(parts)))
-    padded = torch.full((3, max(map(len, ids)) + 2), hub.task.source_dictionary.pad())
-    for row, tokens in zip(padded, ids, strict=True):
-        row[: len(tokens)] = tokens
-    torch.testing.assert_close(hub.predict(HEAD, padded, return_logits=True), alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(hub.predict(HEAD, padded(hub, ids), return_logits=True), alone, rtol=1e-4, atol=1e-5)
     assert alone.std() > 1e-6  # or all would be equal to anything
     assert export.main([str(of_two[pooling]), str(tmp_path / "out"), "--precision", "float32"]) == 0
     exported = RecurrentRobertaModel.from_pretrained(str(tmp_path / "out"))
@@ -171,11 +170,8 @@ def test_shared_tokens_are_marked(name, pooling, marked):
             u, v = a.mean(dim=0), b.mean(dim=0)
             vector = torch.cat([u, v, (u - v).abs(), u * v, farness(a, b), farness(b, a)])
         torch.testing.assert_close(found, logits_of(hub, vector))
-    padded = torch.full((3, max(map(len, ids)) + 2), hub.task.source_dictionary.pad())
-    for row, tokens in zip(padded, ids, strict=True):
-        row[: len(tokens)] = tokens
     features = hub.extract_features(ids[0])
-    torch.testing.assert_close(hub.predict(HEAD, padded, return_logits=True), alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(hub.predict(HEAD, padded(hub, ids), return_logits=True), alone, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         hub.model.classification_heads[HEAD].marks.weight.zero_()
     assert hub.extract_features(ids[0]).equal(features)
